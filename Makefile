@@ -1,0 +1,41 @@
+# One list of commands for people, hooks and CI. `make demo` and `make test` need only Python 3.11, git and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# threads that wait by spinning slow each other down on a busy machine
+export OMP_WAIT_POLICY ?= PASSIVE
+PEERS := .venv-peers/bin
+
+.PHONY: demo test quality format test-peers clean
+
+demo: .venv/installed
+	$(BIN)/heatproof study run recipes/demo.yaml --out runs/demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+quality: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The peers (timm, zennit, Quantus, captum, lime ...) as independent references. They bring torchvision, which disturbs
+# Lightning and transformers beside a CPU build of torch, so they have an environment of their own.
+test-peers: .venv-peers/installed
+	$(PEERS)/python -m pytest tests/peers
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv-peers/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-peers runs

@@ -1,0 +1,50 @@
+"""The explainers by name.
+
+An explainer is a function `(model, images, targets, *, options...) -> maps`: a `Classifier`, images `[B, C, H, W]`,
+`Targets` `[B, T]`, and maps `[B, T, h, w]` on the method's own grid (the front door upsamples them). It may ask for two
+things by keyword, which the front door fills in:
+
+* `random`: a `SampleRandom`, one stream of random numbers a sample;
+* `probe`: `probe(masks, baseline=..., output=...) -> [B, K, T]`, the model on masked versions of the images;
+* `strict`: whether an operation without a relevance rule is an error.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from heatproof.registry import Entry, Registry, entry_fields
+
+INJECTED = frozenset({"random", "probe", "strict"})
+Upsampling = Literal["bilinear", "nearest"]
+
+
+@dataclass(frozen=True)
+class Explainer(Entry):
+    """An explainer and its metadata; `upsampling` takes its own grid to the input's resolution."""
+
+    family: str
+    signed: bool
+    upsampling: Upsampling
+
+
+EXPLAINERS: Registry[Explainer] = Registry("explainer")
+
+
+def explainer(
+    name: str,
+    *,
+    family: str,
+    signed: bool,
+    paper: str,
+    needs: Collection[str] = (),
+    upsampling: Upsampling = "bilinear",
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as the explainer `name`."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        fields = entry_fields(name, function, paper, needs, INJECTED)
+        EXPLAINERS.add(Explainer(**fields, family=family, signed=signed, upsampling=upsampling))
+        return function
+
+    return register

@@ -1,0 +1,162 @@
+"""Front door `explain`: images in, maps out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from heatproof.checks import check_choice
+from heatproof.errors import InputError
+from heatproof.explainers import EXPLAINERS, Explainer
+from heatproof.models import Classifier, Targets, as_classifier
+from heatproof.probing import MicroBatch, Precision, bind
+from heatproof.probing.precision import check_precision
+from heatproof.probing.progress import track
+from heatproof.probing.randomness import SampleRandom, content_keys
+
+Resolution = Literal["input", "native"]
+
+_IMAGES_AT_ONCE = 8  # as fast as large batches on a CPU, and flat in memory
+
+
+def methods() -> Mapping[str, Explainer]:
+    """Every explainer by name, with its metadata: family, sign, needs, options and source.
+
+    >>> methods()["gradcam"].options
+    {'layer': None}
+    """
+    return EXPLAINERS
+
+
+def explain(
+    model: Classifier | nn.Module,
+    images: Tensor,
+    targets: Tensor | Sequence[int] | None = None,
+    *,
+    method: str = "transformer_lrp",
+    against: Tensor | int | None = None,
+    keys: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "fp32",
+    progress: bool = False,
+    strict: bool = True,
+    seed: int = 0,
+    resolution: Resolution = "input",
+    **options: Any,
+) -> Tensor:
+    """Where a classifier's decision comes from, by one method.
+
+    Args:
+        model: a `Classifier`, or any module that maps images to logits `[B, K]`; in evaluation mode.
+        images: preprocessed, float `[B, C, H, W]`.
+        targets: class indices `[B]`, or `[B, T]` for several of each image; by default the model's own prediction.
+        method: a name of `methods()`.
+        against: contrast class (one, or shaped like `targets`): the difference of the two logits is explained.
+        keys: the samples' ids, from which random draws come; by default a hash of each image.
+        batch_size: images at a time; 8 by default. It changes no map.
+        precision: `bf16` runs the forward passes in bfloat16, for methods outside the relevance family.
+        progress: show a progress bar on standard error.
+        strict: a relevance method raises where the model runs an operation without a rule, else it goes on with the
+            ordinary gradient.
+        seed: of the random draws.
+        resolution: `input` for maps of the images' size, `native` for the method's own grid.
+        **options: of the method, see `methods()[method].options`.
+
+    Returns:
+        Raw maps, float32 `[B, H, W]` (`[B, T, H, W]` where targets are `[B, T]`) on the images' device; signed where the
+        method is, never rescaled. NaN where a map is undefined.
+
+    Raises:
+        InputError: an argument is not what it must be.
+        UnsupportedModelError: the method cannot serve this model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> explain(net.eval(), torch.rand(2, 1, 8, 8), [0, 1], method="lrp_epsilon").shape
+        torch.Size([2, 8, 8])
+    """
+    classifier = as_classifier(model)
+    entry = EXPLAINERS[method]
+    entry.check_options(options)
+    check_images(images)
+    check_precision(precision, images.device)
+    check_choice("resolution", resolution, ("input", "native"))
+    if precision == "bf16" and entry.family == "relevance":
+        raise InputError(f"{method} needs precision='fp32': relevance is a sum of differences that bf16 rounds away.")
+    random = SampleRandom(seed, check_keys(keys, images))
+    size = check_batch_size(batch_size) or _IMAGES_AT_ONCE
+    chunks = []
+    micro = MicroBatch(check_batch_size(batch_size))  # what it learns of the model serves all images
+    with torch.inference_mode(False), torch.enable_grad():  # the caller's mode is no obstacle
+        wanted = resolve_targets(classifier, images, targets, against)
+        for start in track(range(0, len(images), size), f"explaining by {method}", progress):
+            part, chosen = images[start : start + size], wanted.rows(start, start + size)
+            injected: dict[str, Any] = {"strict": strict, "random": random.take(range(start, start + len(part)))}
+            if "probe" in entry.injected:
+                injected["probe"] = bind(
+                    classifier,
+                    part,
+                    chosen.score,
+                    random=injected["random"],
+                    batch_size=micro,
+                    precision=precision,
+                )
+            given = {name: injected[name] for name in entry.injected}
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                maps = entry.function(classifier, part.detach(), chosen, **given, **options)
+            chunks.append(_at_resolution(maps.detach().float(), images, entry, resolution))
+    found = torch.cat(chunks)
+    several = targets is not None and torch.as_tensor(targets).ndim == 2
+    return found if several else found[:, 0]
+
+
+def _at_resolution(maps: Tensor, images: Tensor, entry: Explainer, resolution: Resolution) -> Tensor:
+    """`[B, T, h, w]` -> `[B, T, H, W]`."""
+    if resolution == "native" or maps.shape[-2:] == images.shape[-2:]:
+        return maps
+    corners = {"align_corners": False} if entry.upsampling == "bilinear" else {}
+    return F.interpolate(maps, images.shape[-2:], mode=entry.upsampling, **corners)
+
+
+def check_images(images: Tensor) -> None:
+    """Raise `InputError` unless images are finite floats `[B, C, H, W]`, B > 0."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
+        got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(
+            f"images must be a float tensor [B, C, H, W], got {got}. Classifier.read makes one from files."
+        )
+    if not torch.isfinite(images).all():
+        raise InputError("images hold NaN or infinite values: check the preprocessing.")
+
+
+def check_batch_size(batch_size: int | None) -> int | None:
+    """`batch_size` itself, a positive integer or None."""
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size must be a positive integer or None, got {batch_size!r}.")
+    return batch_size
+
+
+def check_keys(keys: Sequence[str] | None, images: Tensor) -> list[str]:
+    """One key a sample: the given ones, or the hashes of the images."""
+    if keys is None:
+        return content_keys(images)
+    if isinstance(keys, str) or len(keys) != len(images):
+        raise InputError(f"keys must hold one id for each of the {len(images)} images, got {keys!r}.")
+    return [str(key) for key in keys]
+
+
+def resolve_targets(
+    classifier: Classifier, images: Tensor, targets: Tensor | Sequence[int] | None, against: Tensor | int | None = None
+) -> Targets:
+    """Checked targets; the model's own prediction for None."""
+    with torch.no_grad():
+        first = classifier(images[:1])
+        if targets is None:
+            rest = [classifier(images[i : i + _IMAGES_AT_ONCE]) for i in range(1, len(images), _IMAGES_AT_ONCE)]
+            targets = torch.cat([first, *rest]).argmax(1)
+    index = torch.as_tensor(targets, device=images.device)
+    if index.ndim in (1, 2) and len(index) != len(images):
+        raise InputError(f"targets must hold one row for each of the {len(images)} images, got {len(index)}.")
+    return Targets.of(index, against, first.shape[1])

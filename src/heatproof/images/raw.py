@@ -1,0 +1,49 @@
+"""What every reader returns: pixels in [0, 1] with 0 = black."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heatproof.errors import ImageError
+
+Format = Literal["png", "jpeg", "dicom"]
+
+MAX_PIXELS = 2**26
+"""Images above this number of pixels (8192 x 8192) are refused before they are decoded."""
+
+
+@dataclass(frozen=True, eq=False)
+class RawImage:
+    """A stored image: `pixels` float32 `[H, W]` (grey) or `[H, W, 3]` (colour) in [0, 1], 0 = black.
+
+    `bits` is the stored depth of one channel, `format` what the file is.
+    """
+
+    pixels: NDArray[np.float32]
+    bits: int
+    format: Format
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+def grey_if_equal(pixels: NDArray[Any]) -> NDArray[Any]:
+    """`[H, W]` where the channels of `[H, W, 3]` are all equal, else the pixels as they are."""
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        return pixels[..., 0]
+    return pixels
+
+
+def check_pixel_count(height: int, width: int, path: object) -> None:
+    """Raise `ImageError` for an image without pixels or with more than `MAX_PIXELS`."""
+    if height < 1 or width < 1:
+        raise ImageError(f"{path}: an image of {height} x {width} pixels holds nothing; export it again.")
+    if height * width > MAX_PIXELS:
+        raise ImageError(
+            f"{path}: {height} x {width} pixels are more than the {MAX_PIXELS} that are read "
+            "(a damaged header, or a file made to fill the memory). Scale the image down first."
+        )

@@ -1,0 +1,62 @@
+"""What is explained: a class of each image, or several, alone or against another."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heatproof.errors import InputError
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Target classes `index` `[B, T]` and, where a contrast is explained, the classes `against` `[B, T]` (int64)."""
+
+    index: Tensor
+    against: Tensor | None = None
+
+    @classmethod
+    def of(cls, index: Tensor, against: Tensor | int | None, classes: int) -> "Targets":
+        """Check and build targets for a model with `classes` outputs; `index` is int `[B]` or `[B, T]`."""
+        index = _as_table(index, "targets", classes)
+        if against is None:
+            return cls(index)
+        if isinstance(against, int):
+            against = torch.full_like(index, against)
+        against = _as_table(against.to(index.device), "against", classes)
+        if against.shape != index.shape:
+            raise InputError(
+                f"against must have the shape of targets {tuple(index.shape)} or be one class, "
+                f"got {tuple(against.shape)}."
+            )
+        return cls(index, against)
+
+    @property
+    def count(self) -> int:
+        """T, the number of targets an image."""
+        return self.index.shape[1]
+
+    def score(self, logits: Tensor) -> Tensor:
+        """The explained score of `logits` `[B, K]` -> `[B, T]`: the target's logit, less that of `against`."""
+        chosen = logits.gather(1, self.index)
+        return chosen if self.against is None else chosen - logits.gather(1, self.against)
+
+    def rows(self, start: int, stop: int) -> "Targets":
+        """The targets of the images `start:stop`."""
+        against = None if self.against is None else self.against[start:stop]
+        return Targets(self.index[start:stop], against)
+
+
+def _as_table(index: Tensor, name: str, classes: int) -> Tensor:
+    index = torch.as_tensor(index)
+    if index.is_floating_point() or index.dtype == torch.bool or index.ndim not in (1, 2):
+        raise InputError(
+            f"{name} must be integers of shape [B] or [B, T], got {index.dtype} of shape {tuple(index.shape)}."
+        )
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= classes):
+        raise InputError(
+            f"{name} must lie in 0..{classes - 1} for a model with {classes} outputs, "
+            f"got values from {int(index.min())} to {int(index.max())}."
+        )
+    index = index.long()
+    return index[:, None] if index.ndim == 1 else index

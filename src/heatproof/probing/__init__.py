@@ -1,0 +1,28 @@
+"""Engine 2: what does the model say when these pixels are replaced? Masked forward passes, for explainers and metrics."""
+
+from heatproof.probing.baselines import BASELINES, Baseline, make_baseline
+from heatproof.probing.masks import Masks, Ranking, RankMasks, SegmentMasks, rank_pixels
+from heatproof.probing.microbatch import MicroBatch, measure_batch_size
+from heatproof.probing.precision import Precision, bf16_supported, check_precision
+from heatproof.probing.probe import BoundProbe, bind
+from heatproof.probing.randomness import SampleRandom, content_keys
+
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "BoundProbe",
+    "Masks",
+    "MicroBatch",
+    "Precision",
+    "RankMasks",
+    "Ranking",
+    "SampleRandom",
+    "SegmentMasks",
+    "bf16_supported",
+    "bind",
+    "check_precision",
+    "content_keys",
+    "make_baseline",
+    "measure_batch_size",
+    "rank_pixels",
+]

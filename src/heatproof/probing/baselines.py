@@ -1,0 +1,76 @@
+"""What a pixel is replaced with."""
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from heatproof.checks import check_number
+from heatproof.errors import InputError, near_names
+from heatproof.probing.randomness import SampleRandom
+
+Baseline: TypeAlias = str | float | Tensor
+
+Black: TypeAlias = Callable[[], Tensor]
+
+
+def make_baseline(baseline: Baseline, images: Tensor, *, black: Black, random: SampleRandom) -> Tensor:
+    """The replacement of every pixel of `images` `[B, C, H, W]`, of the same shape, in model-input units.
+
+    Args:
+        baseline: `black` (intensity 0 of the raw image), `mean` (of each channel of the image), `min` (the smallest value of
+            the image, over all channels), `noise` (uniform between each channel's extremes, drawn once an image), `blur`
+            (Gaussian, σ a twentieth of the shorter side), a number, or a tensor that broadcasts to the images.
+        images: float `[B, C, H, W]`.
+        black: gives black in model-input units, `[C, 1, 1]`; may raise where the normalisation is unknown.
+        random: the samples' random streams, for `noise`.
+
+    Raises:
+        InputError: an unknown name, a tensor that does not fit, or `black` under an unknown normalisation.
+    """
+    if isinstance(baseline, Tensor):
+        return _broadcast(baseline, images)
+    if isinstance(baseline, str):
+        if baseline not in BASELINES:
+            raise InputError(
+                f"Unknown baseline {baseline!r}: give a number, a tensor or a name. {near_names(baseline, BASELINES)}"
+            )
+        return BASELINES[baseline](images, black, random).expand_as(images)
+    return torch.full_like(images, check_number("baseline", baseline, low=-float("inf")))
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of `[B, C, H, W]`, cut off at 3σ, the border repeated outwards."""
+    reach = math.ceil(3 * sigma)
+    offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    planes = F.pad(images.flatten(0, 1)[:, None], (reach,) * 4, mode="replicate")
+    blurred = F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    return blurred.view_as(images)
+
+
+def _broadcast(baseline: Tensor, images: Tensor) -> Tensor:
+    try:
+        return baseline.to(images).expand_as(images)
+    except RuntimeError:
+        raise InputError(
+            f"A baseline tensor must broadcast to the images {list(images.shape)}, got {list(baseline.shape)}."
+        ) from None
+
+
+def _noise(images: Tensor, _: Black, random: SampleRandom) -> Tensor:
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    return low + (high - low) * random.uniform(*images.shape[1:], purpose="noise baseline").to(images)
+
+
+BASELINES: dict[str, Callable[[Tensor, Black, SampleRandom], Tensor]] = {
+    "black": lambda images, black, _: black().to(images),
+    "mean": lambda images, *_: images.mean((2, 3), keepdim=True),
+    "min": lambda images, *_: images.amin((1, 2, 3), keepdim=True),
+    "noise": _noise,
+    "blur": lambda images, *_: blur(images, min(images.shape[-2:]) / 20),
+}

@@ -1,0 +1,121 @@
+"""Sets of masks, made a chunk at a time so that memory does not grow with their number.
+
+A mask set has `count` masks for each of B images; `chunk(start, stop)` gives some of them, bool `[B, stop - start, H, W]`,
+True where a pixel is replaced. All channels of a pixel change together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from heatproof.checks import check_count
+from heatproof.errors import InputError
+from heatproof.probing.randomness import SampleRandom
+
+
+class Masks(Protocol):
+    """What a probe asks of a mask set."""
+
+    @property
+    def count(self) -> int:
+        """The number of masks of each image."""
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """The masks `start:stop` of every image, bool `[B, stop - start, H, W]`, True = replaced."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The pixels of each map from the highest value (rank 0) to the lowest.
+
+    order: int64 `[B, H·W]`, flat pixel indices by rank; ranks: int32 `[B, H, W]`, the rank of each pixel.
+    """
+
+    order: Tensor
+    ranks: Tensor
+
+    @property
+    def pixels(self) -> int:
+        """H·W."""
+        return self.order.shape[1]
+
+    def chunk_sums(self, values: Tensor, step: int) -> Tensor:
+        """Sums of `values` `[B, H, W]` over successive chunks of `step` pixels, float64 `[B, ceil(H·W / step)]`."""
+        ranked = values.flatten(1).double().gather(1, self.order)
+        short = -self.pixels % step
+        return torch.nn.functional.pad(ranked, (0, short)).view(len(ranked), -1, step).sum(-1)
+
+
+def rank_pixels(values: Tensor, random: SampleRandom) -> Ranking:
+    """Rank the pixels of `values` `[B, H, W]` in descending order, ties by a random draw of each sample."""
+    flat = values.flatten(1)
+    shuffled = random.permutation(flat.shape[1], purpose="ranking ties").to(flat.device)
+    sorting = flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    order = shuffled.gather(1, sorting)
+    positions = torch.arange(flat.shape[1], device=flat.device, dtype=torch.int32).expand_as(order)
+    ranks = torch.empty_like(order, dtype=torch.int32).scatter_(1, order, positions)
+    return Ranking(order, ranks.view(values.shape))
+
+
+class RankMasks:
+    """Mask k replaces the pixels whose rank lies in `lower[k] <= rank < upper[k]`.
+
+    >>> ranks = torch.tensor([[[0, 1], [2, 3]]])
+    >>> RankMasks.successive(ranks, step=3).chunk(0, 2).int().tolist()
+    [[[[1, 1], [1, 0]], [[0, 0], [0, 1]]]]
+    """
+
+    def __init__(self, ranks: Tensor, lower: Sequence[int], upper: Sequence[int]) -> None:
+        if len(lower) != len(upper):
+            raise InputError(f"lower and upper must be equally long, got {len(lower)} and {len(upper)}.")
+        self._ranks = ranks[:, None]
+        self._bounds = torch.tensor([[*lower], [*upper]], dtype=ranks.dtype, device=ranks.device)[:, :, None, None]
+
+    @classmethod
+    def successive(cls, ranks: Tensor, step: int) -> "RankMasks":
+        """One mask for each successive chunk of `step` pixels; the last holds what is left."""
+        pixels = ranks[0].numel()
+        starts = range(0, pixels, check_count("step", step, high=pixels))
+        return cls(ranks, starts, [min(start + step, pixels) for start in starts])
+
+    @classmethod
+    def leading(cls, ranks: Tensor, counts: Sequence[int]) -> "RankMasks":
+        """Cumulative masks: mask k replaces the first `counts[k]` pixels."""
+        return cls(ranks, [0] * len(counts), counts)
+
+    @property
+    def count(self) -> int:
+        """The number of masks of each image."""
+        return self._bounds.shape[1]
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """The masks `start:stop`, bool `[B, stop - start, H, W]`."""
+        lower, upper = self._bounds[:, start:stop]
+        return torch.logical_and(self._ranks >= lower, self._ranks < upper)
+
+
+class SegmentMasks:
+    """Mask k replaces the segments that `on[b, k]` leaves out.
+
+    segments: int `[B, H, W]`, from 0; on: bool `[B, K, S]`, S at least the largest number of segments.
+    """
+
+    def __init__(self, segments: Tensor, on: Tensor) -> None:
+        if int(segments.max()) >= on.shape[2]:
+            raise InputError(f"The table knows {on.shape[2]} segments, and there is a segment {int(segments.max())}.")
+        self._shape = segments.shape[1:]
+        self._index = segments.flatten(1)[:, None].long()
+        self._off = ~on
+
+    @property
+    def count(self) -> int:
+        """The number of masks of each image."""
+        return self._off.shape[1]
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """The masks `start:stop`, bool `[B, stop - start, H, W]`."""
+        index = self._index.expand(-1, stop - start, -1)
+        return self._off[:, start:stop].gather(2, index).view(len(index), -1, *self._shape)

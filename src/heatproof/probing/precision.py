@@ -1,0 +1,26 @@
+"""Number formats of a forward pass: float32, or bfloat16 where the device has it."""
+
+from typing import Literal
+
+import torch
+
+from heatproof.checks import check_choice
+from heatproof.errors import InputError
+
+Precision = Literal["fp32", "bf16"]
+
+
+def bf16_supported(device: torch.device | str = "cpu") -> bool:
+    """Whether `device` computes in bfloat16, rather than emulating it slowly."""
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise `InputError` for a precision that does not exist or that `device` does not have."""
+    check_choice("precision", precision, ("fp32", "bf16"))
+    if precision == "bf16" and not bf16_supported(device):
+        raise InputError(
+            f"precision='bf16' needs bfloat16 arithmetic, which this {device.type} does not have. Use 'fp32'."
+        )

@@ -1,0 +1,105 @@
+"""Named functions with their metadata: what the command line, the report, the docs and the tests read."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from heatproof.errors import InputError, near_names
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered function.
+
+    `options` maps each keyword that a user may set to its default; `injected` are keywords that the front door fills in.
+    `paper` is a citation key of `docs/references.bib`.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    paper: str
+    needs: frozenset[str]
+    options: Mapping[str, Any]
+    injected: frozenset[str]
+
+    @property
+    def summary(self) -> str:
+        """First line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise `InputError` for an option that this entry does not know, naming the near ones."""
+        for option in options:
+            if option not in self.options:
+                raise InputError(f"{self.name} has no option {option!r}. {near_names(option, self.options)}")
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(Mapping[str, E], Generic[E]):
+    """A mapping from name to entry that refuses duplicates and answers a miss with the near names."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, E] = {}
+        self._aliases: dict[str, str] = {}
+
+    def add(self, entry: E) -> None:
+        """Register `entry` under its name; a name already taken raises `InputError`."""
+        self._refuse_taken(entry.name)
+        self._entries[entry.name] = entry
+
+    def add_alias(self, alias: str, name: str) -> None:
+        """Let `alias` stand for the registered `name`; iteration shows the name only."""
+        self._refuse_taken(alias)
+        self._aliases[alias] = self[name].name
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Alias -> registered name."""
+        return dict(self._aliases)
+
+    def __getitem__(self, name: str) -> E:
+        try:
+            return self._entries[self._aliases.get(name, name)]
+        except KeyError:
+            allowed = [*self._entries, *self._aliases]
+            raise InputError(f"Unknown {self.kind} {name!r}. {near_names(str(name), allowed)}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._aliases
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _refuse_taken(self, name: str) -> None:
+        if name in self._entries or name in self._aliases:
+            raise InputError(f"A {self.kind} named {name!r} is registered already; choose another name.")
+
+
+def entry_fields(
+    name: str, function: Callable[..., Any], paper: str, needs: Collection[str], injectable: Collection[str] = ()
+) -> dict[str, Any]:
+    """The fields of an `Entry`: its keyword-only parameters are options, but for the `injectable` ones.
+
+    Raises:
+        InputError: an option has no default.
+    """
+    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    options = {p.name: p.default for p in keywords if p.name not in injectable}
+    missing = [option for option, default in options.items() if default is inspect.Parameter.empty]
+    if missing:
+        raise InputError(f"{name}: options need defaults, {missing} have none.")
+    return {
+        "name": name,
+        "function": function,
+        "paper": paper,
+        "needs": frozenset(needs),
+        "options": options,
+        "injected": frozenset(p.name for p in keywords if p.name in injectable),
+    }

@@ -1,0 +1,152 @@
+"""Run any torch model under relevance rules.
+
+What flows back is `c = R / x`, relevance per unit of activation, so every linear operation is right with its ordinary
+gradient, and the relevance of any tensor is `x * c`.
+"""
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from heatproof.relevance import routing
+from heatproof.relevance.capture import Capture
+from heatproof.relevance.linearity import nonlinear_nodes
+from heatproof.tracing import Operation, Tracer, live_tensors, map_tensors
+
+Start = Literal["logit", "one"]
+
+
+@dataclass
+class Call:
+    """One operation about to run: what a rule sees."""
+
+    operation: Operation
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    mode: "RelevanceMode"
+
+    def run(self, *args: Any) -> Any:
+        """The operation's value, never in place; with its own arguments where no others are given."""
+        return self.operation.pure(*(args or self.args), **self.kwargs)
+
+    def scale(self, tensor: Tensor, factor: Tensor | float) -> Tensor:
+        """`tensor`, whose relevance per unit of activation is multiplied by `factor` on the way back."""
+        return routing.scale(tensor, factor, self.mode.phase)
+
+    def route(self, inputs: Sequence[Tensor], backward: Callable[[Tensor, Tensor], Sequence[Tensor | None]]) -> Tensor:
+        """The operation's value, whose relevance goes back to `inputs` as `backward(c, value)` says."""
+        with torch.set_grad_enabled(self.mode.both):  # its own gradient is recorded only where it will be asked for
+            value = self.run()
+        kept = self.mode.keep(value)
+        return routing.route(value, inputs, lambda c: backward(c, kept), self.mode.phase)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """See `RelevanceMode.keep`."""
+        return self.mode.keep(tensor)
+
+
+Rule = Callable[[Call], Any]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Rules by operation name; an operation without one must be linear. `start` is R at the target: its logit, or 1."""
+
+    name: str
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    start: Start = "logit"
+
+
+class RelevanceMode(Tracer):
+    """Replaces operations by their rules while it is entered, and captures what explainers read.
+
+    `both` keeps the ordinary gradient beside the relevance; `phase` then chooses between them on the way back.
+    """
+
+    def __init__(
+        self, module: nn.Module, preset: Preset, images: Tensor, *, both: bool = False, strict: bool = True
+    ) -> None:
+        super().__init__(module)
+        self.preset, self.both, self.strict = preset, both, strict
+        self.phase = routing.Phase()
+        self.capture = Capture(images.shape)
+        self.gaps: list[str] = []
+        self._gates: list[Tensor] = []
+        self._kept: defaultdict[int, list[weakref.ref[Tensor]]] = defaultdict(list)
+
+    def operation(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operation under its rule, in the model's stead."""
+        if next(live_tensors((args, kwargs)), None) is None:
+            result = operation.function(*args, **kwargs)
+        elif operation.name == "setitem":
+            result = self._set_item(operation, args)
+        else:
+            args, kwargs, inplace = operation.split_flag(args, kwargs)
+            result = self._value(Call(operation, args, kwargs, self))
+            if inplace:
+                result = self._write(args[0], result)
+        self.capture.see(operation.name, args, result)
+        return result
+
+    def _value(self, call: Call) -> Any:
+        rule = self.preset.rules.get(call.operation.name)
+        if rule is not None:
+            return rule(call)
+        before = {tensor.grad_fn for tensor in live_tensors((call.args, call.kwargs))}
+        result = call.run()
+        unknown = nonlinear_nodes(live_tensors(result), before) if self.preset.rules else []
+        if not unknown:
+            return result
+        return self.refuse(call, result, f"runs {', '.join(sorted(set(unknown)))}, which is not linear in the image,")
+
+    def refuse(self, call: Call, result: Any, why: str) -> Any:
+        """`result`, with an error for relevance that would go back through it (a note in `gaps` when not strict)."""
+        message = (
+            f"The operation {call.operation.name!r} in module {self.module_path()} {why} and the preset "
+            f"{self.preset.name!r} has no rule for it. Use another method, or pass strict=False to send its ordinary "
+            "gradient back, at the price of conservation."
+        )
+        self.gaps.append(message)
+        if not self.strict:
+            return result
+        return map_tensors(lambda t: routing.refuse(t, message, self.phase) if t.requires_grad else t, result)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """The tensor's present value for the way back, safe from later writes in place."""
+        alias = tensor.detach()
+        self._kept[alias.untyped_storage().data_ptr()].append(weakref.ref(alias))
+        return alias
+
+    def _save_kept(self, target: Tensor) -> None:
+        """Before a write into `target`: give what was kept of its storage a storage of its own."""
+        for reference in self._kept.pop(target.untyped_storage().data_ptr(), []):
+            alias = reference()
+            if alias is not None:
+                alias.data = alias.data.clone()
+
+    def _write(self, target: Tensor, value: Tensor) -> Tensor:
+        self._save_kept(target)
+        return target.copy_(value)
+
+    def _set_item(self, operation: Operation, args: tuple[Any, ...]) -> Any:
+        self._save_kept(args[0])
+        return operation.function(*args)
+
+    def mark_gate(self, gate: Tensor) -> None:
+        """Remember `gate` (kept, so that its storage stays its own) as a factor between 0 and 1."""
+        self._gates.append(gate.detach())
+
+    def is_gate(self, tensor: Tensor) -> bool:
+        """Whether `tensor` is a marked gate or a view of one."""
+        place = tensor.untyped_storage().data_ptr()
+        return any(gate.untyped_storage().data_ptr() == place for gate in self._gates)
+
+
+def unsupported(call: Call) -> Any:
+    """A rule for operations that a preset does not cover: relevance through them is an error."""
+    return call.mode.refuse(call, call.run(), "is not covered by this preset's rules")

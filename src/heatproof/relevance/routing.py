@@ -1,0 +1,88 @@
+"""Autograd functions that keep an operation's value and choose what goes back through it.
+
+A `Phase` says which way back is wanted: the ordinary gradient or the relevance. With both built into one graph, one
+forward pass serves both.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from heatproof.errors import UnsupportedOperationError
+
+
+@dataclass
+class Phase:
+    """Which way back is taken now."""
+
+    name: Literal["relevance", "gradient"] = "relevance"
+
+
+class _Scale(torch.autograd.Function):
+    """The identity; relevance per unit of activation is multiplied by `factor` on its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, factor: Tensor | float, phase: Phase) -> Tensor:
+        ctx.factor, ctx.phase = factor, phase
+        ctx.set_materialize_grads(False)
+        return tensor.detach()  # neither a view nor a copy, so that the model may write into it
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor | None) -> Any:
+        if c is None or ctx.phase.name == "gradient":
+            return c, None, None
+        return c * ctx.factor, None, None
+
+
+class _Route(torch.autograd.Function):
+    """`value`, with its own gradient on one way back and `backward(c) -> one c for each input` on the other."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, backward: Callable[[Tensor], Sequence[Tensor | None]], phase: Phase, *inputs: Tensor
+    ) -> Tensor:
+        ctx.rule, ctx.phase, ctx.count = backward, phase, len(inputs)
+        ctx.set_materialize_grads(False)
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor | None) -> Any:
+        if c is None or ctx.phase.name == "gradient":
+            return (c, None, None, *[None] * ctx.count)
+        return (None, None, None, *ctx.rule(c))
+
+
+class _Refuse(torch.autograd.Function):
+    """The identity, through which no relevance may pass."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, message: str, phase: Phase) -> Tensor:
+        ctx.message, ctx.phase = message, phase
+        ctx.set_materialize_grads(False)
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor | None) -> Any:
+        if c is not None and ctx.phase.name == "relevance":
+            raise UnsupportedOperationError(ctx.message)
+        return c, None, None
+
+
+def scale(tensor: Tensor, factor: Tensor | float, phase: Phase) -> Tensor:
+    """`tensor`, whose relevance per unit of activation is multiplied by `factor` on the way back."""
+    return _Scale.apply(tensor, factor, phase)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def route(
+    value: Tensor, inputs: Sequence[Tensor], backward: Callable[[Tensor], Sequence[Tensor | None]], phase: Phase
+) -> Tensor:
+    """`value`, from which relevance goes back to `inputs` as `backward` says; `value`'s own graph serves the gradient."""
+    return _Route.apply(value, backward, phase, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def refuse(tensor: Tensor, message: str, phase: Phase) -> Tensor:
+    """`tensor`, with an `UnsupportedOperationError` for any relevance that would go back through it."""
+    return _Refuse.apply(tensor, message, phase)  # type: ignore[no-any-return, no-untyped-call]

@@ -1,0 +1,96 @@
+"""Attention matrices and what their tokens stand for."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from heatproof.errors import UnsupportedModelError
+from heatproof.relevance.backward import ForwardPass
+from heatproof.relevance.capture import Capture
+
+_MOST_PREFIX_TOKENS = 16  # class, distillation and register tokens
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where the image is among the tokens, and which tokens the head reads.
+
+    The image tokens come last, as a `grid` (height, width); `prefix` tokens (class, distillation, registers) stand before
+    them. `pooled` int64 `[P]` are the tokens whose values reach the head: the class token, or all in a mean-pooling model.
+    """
+
+    grid: tuple[int, int]
+    prefix: int
+    pooled: Tensor
+
+    def to_grid(self, values: Tensor) -> Tensor:
+        """Values of all tokens `[B, N, ...]` -> those of the image tokens `[B, h, w, ...]`."""
+        return values[:, self.prefix :].reshape(len(values), *self.grid, *values.shape[2:])
+
+    def map_of(self, influence: Tensor) -> Tensor:
+        """Influence of each token on each token, `[B, N, N]` -> that of the image tokens on what is read, `[B, h, w]`."""
+        return self.to_grid(influence[:, self.pooled].mean(1))
+
+
+def attention_matrices(passed: ForwardPass) -> list[Tensor]:
+    """The attention probabilities of every block in order, as they stand in the pass's graph.
+
+    `[B, heads, N, N]`, or `[B * heads, N, N]` where the model folds heads into the batch: see `per_head`.
+
+    Raises:
+        UnsupportedModelError: the model has no self-attention over the whole image.
+    """
+    captured, batch = passed.capture.attention, len(passed.images)
+    if not captured:
+        raise UnsupportedModelError(
+            "This method needs self-attention, and the model ran none. Use a vision transformer, or a method that works "
+            "for any model: gradcam, lrp_epsilon, lime."
+        )
+    sizes = {(a.ndim, a.shape[0], a.shape[-1]) for a in captured}
+    whole = all(count == batch if ndim == 4 else count % batch == 0 for ndim, count, _ in sizes)
+    if not whole or len({tokens for *_, tokens in sizes}) > 1:
+        raise UnsupportedModelError(
+            "This method needs attention over the whole image in every block, and this model attends within windows or "
+            "over several scales. Use gradcam, lrp_epsilon or lime."
+        )
+    return captured
+
+
+def per_head(attention: Tensor, batch: int) -> Tensor:
+    """`[B, heads, N, N]` of an attention tensor in either form."""
+    return attention if attention.ndim == 4 else attention.reshape(batch, -1, *attention.shape[1:])
+
+
+def token_layout(passed: ForwardPass, gradient: Tensor) -> TokenLayout:
+    """The layout of a transformer, from one pass and the gradient of any logit by its last attention `[B, heads, N, N]`.
+
+    After the last attention only the tokens that the head reads still matter, so only their rows have a gradient.
+    """
+    grid, prefix = token_grid(passed.capture, gradient.shape[-1])
+    pooled = (gradient != 0).any(-1).flatten(0, 1).any(0).nonzero()[:, 0]
+    return TokenLayout(grid, prefix, pooled)
+
+
+def token_grid(capture: Capture, tokens: int) -> tuple[tuple[int, int], int]:
+    """The grid (height, width) of the image tokens and the number of tokens before them.
+
+    Raises:
+        UnsupportedModelError: `tokens` are not a grid of patches with a few tokens before it.
+    """
+    grid = capture.grid or _square(tokens)
+    prefix = -1 if grid is None else tokens - grid[0] * grid[1]
+    if grid is None or not 0 <= prefix <= _MOST_PREFIX_TOKENS:
+        raise UnsupportedModelError(
+            f"How the model's {tokens} tokens lie on the image cannot be told (patch grid: {grid}). Use a method that "
+            "works for any model: gradcam with layer=..., lrp_epsilon, lime."
+        )
+    return grid, prefix
+
+
+def _square(tokens: int) -> tuple[int, int] | None:
+    """The grid of a model without a patch convolution: the first square that leaves a few tokens before it."""
+    for prefix in range(_MOST_PREFIX_TOKENS + 1):
+        side = int((tokens - prefix) ** 0.5) if tokens > prefix else 0
+        if side > 1 and side * side == tokens - prefix:
+            return side, side
+    return None

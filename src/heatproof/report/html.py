@@ -1,0 +1,157 @@
+"""From a run folder to `report/index.html`: a page with everything it needs beside it, which opens from disk."""
+
+import datetime
+import os
+import shutil
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from heatproof.images import display
+from heatproof.report import figures, gallery, summary, tables, text, views
+from heatproof.report.figures import Picture
+from heatproof.study.store import Run
+
+_UNFINISHED = ".unfinished-report"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A figure beside the page: `<path>.light.svg` and `<path>.dark.svg`, and its size in CSS pixels."""
+
+    path: str
+    width: int
+    height: int
+
+
+def build_report(run_path: str | Path) -> Path:
+    """Write the report of a run, finished or not, and return the path of its page.
+
+    The folder `<run>/report` holds `index.html`, `assets/` (style, script, figures, pictures of the cases) and `tables/`
+    (CSV). It appears whole or not at all; an earlier report is replaced.
+
+    Raises:
+        InputError: `run_path` is not the folder of a study, or nothing of it is there yet.
+    """
+    run = Run(run_path)
+    final, folder = run.path / "report", run.path / _UNFINISHED
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        (folder / "index.html").write_text(_page(run, folder), encoding="utf-8")
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(folder, final)  # noqa: PTH105
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # gone already, unless something failed
+    return final / "index.html"
+
+
+def _page(run: Run, folder: Path) -> str:
+    _copy_assets(folder)
+    scores, comparisons = tables.score_table(run), tables.comparisons(run)
+    performance, reductions, failures = tables.performance_table(run), run.reductions(), tables.failure_table(run)
+    data = tables.data_table(run)
+    written = {"data": data, "performance": performance, "scores": scores, "comparisons": comparisons}
+    tables.write_tables(folder / "tables", {**written, "reductions": reductions, "failures": failures})
+    return _render(
+        run=run,
+        paragraph=summary.run_paragraph(run),
+        provenance=summary.provenance(run, datetime.datetime.now(tz=datetime.UTC).date().isoformat()),
+        model_sentences=summary.model_sentences(run),
+        findings=summary.findings(run, comparisons),
+        finding_parts=summary.PARTS,
+        comparison_note=summary.comparison_note(run, comparisons),
+        caveats=summary.caveats(run, scores, reductions),
+        data=data.to_dict("records"),
+        performance=views.performance_view(run, performance),
+        score_tables=views.score_views(run, scores, comparisons),
+        metrics=views.metric_heads(run),
+        methods=views.method_heads(run),
+        curves=_curves(run, folder),
+        boxes=_boxes(run, folder),
+        class_colours=[(name, colour, figures.DARK.get(colour, colour)) for name, colour in _class_colours(run)],
+        reductions=reductions.to_dict("records"),
+        failures=failures.to_dict("records"),
+        cards=gallery.gallery(run, folder),
+        scales={"positive": _gradient(signed=False), "signed": _gradient(signed=True)},
+        opacity=display.OPACITY,
+        percentile=f"{display.PERCENTILE:g}",
+    )
+
+
+def _class_colours(run: Run) -> list[tuple[str, str]]:
+    return list(zip(run.classes, figures.class_colours(len(run.classes)), strict=True))
+
+
+def _copy_assets(folder: Path) -> None:
+    (folder / "assets").mkdir()
+    for name in ("report.css", "report.js"):
+        content = resources.files("heatproof.report").joinpath("assets", name).read_bytes()
+        (folder / "assets" / name).write_bytes(content)
+
+
+def _render(**content: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("heatproof.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = {"breakable": _breakable, "fixed": text.fixed, "significant": text.significant, "counted": text.counted}
+    environment.filters.update(filters)
+    return environment.get_template("report.html.j2").render(**content)
+
+
+def _breakable(name: str) -> Any:
+    """The name, escaped, with a possible line break after each underscore."""
+    from markupsafe import Markup, escape
+
+    return escape(name).replace("_", Markup("_<wbr>"))
+
+
+def _curves(run: Run, folder: Path) -> dict[str, Saved]:
+    """By model, its training curves, where it was trained."""
+    histories = {model: run.history(model) for model in run.models}
+    return {
+        model: _save(figures.training_curves(history), folder, f"training-{model}")
+        for model, history in histories.items()
+        if len(history)
+    }
+
+
+def _boxes(run: Run, folder: Path) -> dict[str, dict[str, Saved]]:
+    """By metric and model, its box plots; those of a metric share their axis."""
+    labels = run.samples.set_index("sample_id")["label"]
+    scores = run.scores.assign(label=run.scores["sample_id"].map(labels))
+    return {metric: _boxes_of(run, scores[scores["metric"] == metric], folder, metric) for metric in run.metrics}
+
+
+def _boxes_of(run: Run, scores: pd.DataFrame, folder: Path, metric: str) -> dict[str, Saved]:
+    limits = figures.shared_limits(scores["value"])
+    files = {}
+    for model in run.models:
+        rows = scores[scores["model"] == model]
+        if limits and rows["value"].notna().any():
+            picture = figures.box_plots(rows, run.methods, run.classes, limits=limits)
+            files[model] = _save(picture, folder, f"scores-{metric}-{model}")
+    return files
+
+
+def _save(picture: Picture, folder: Path, name: str) -> Saved:
+    (folder / "assets" / "figures").mkdir(exist_ok=True)
+    for scheme, content in (("light", picture.light), ("dark", picture.dark)):
+        (folder / "assets" / "figures" / f"{name}.{scheme}.svg").write_text(content, encoding="utf-8")
+    return Saved(f"assets/figures/{name}", picture.width, picture.height)
+
+
+def _gradient(*, signed: bool) -> str:
+    """The colour bar as a CSS gradient."""
+    stops = display.colours(signed)[:255:10].tolist()
+    return f"linear-gradient(to right, {', '.join(f'rgb({r} {g} {b})' for r, g, b in stops)})"

@@ -1,0 +1,93 @@
+"""A few test images under one model, which are finished together: their inputs.
+
+The members of a chunk are fixed, so a resumed study computes the same batches as an undisturbed one.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heatproof.datasets.table import Dataset
+from heatproof.errors import HeatproofError
+from heatproof.models import Classifier
+from heatproof.study.models import Batch, read_batch
+from heatproof.study.recipe import ModelSpec, Recipe
+from heatproof.study.writing import Failures, failure, write_arrays, write_failures
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model of a study, ready to be explained; `targets` are class indices by sample id."""
+
+    run: Path
+    recipe: Recipe
+    spec: ModelSpec
+    clf: Classifier
+    dataset: Dataset
+    targets: dict[str, int]
+
+    def write_failures(self, name: str, rows: Failures) -> None:
+        """The file `name` of this model's failures."""
+        named = [{**row, "model": self.spec.name} for row in rows]
+        write_failures(self.run / "failures" / self.spec.name / name, named, root=self.dataset.root)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The chunk `number` with its members' ids; `failures` are the files of theirs that could not be read."""
+
+    bench: Bench
+    number: int
+    members: tuple[str, ...]
+    failures: Failures = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return f"{self.number:05d}"
+
+    def file(self, kind: str, *parts: str, suffix: str) -> Path:
+        """`<run>/<kind>/<model>/<parts>/<chunk><suffix>`."""
+        return self.bench.run.joinpath(kind, self.bench.spec.name, *parts, self.name + suffix)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The members' images, read once for all methods."""
+        return read_batch(self.bench.clf, self.bench.dataset, self.members, self.failures, "inputs")
+
+    @cached_property
+    def regions(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Regions `[n, H, W]` at the model's input, False where nobody annotated one, and annotated `[n]`."""
+        size = self.bench.clf.preprocessing.image_size
+        roi, annotated = np.zeros((len(self.batch.ids), *size), np.bool_), np.zeros(len(self.batch.ids), np.bool_)
+        for row in range(len(annotated)):
+            found = self._region(row)
+            if found is not None:
+                roi[row], annotated[row] = found, True
+        return roi, annotated
+
+    def _region(self, row: int) -> NDArray[np.bool_] | None:
+        region, sample, geometry = self.bench.recipe.data.region, self.batch.ids[row], self.batch.geometries[row]
+        if region is None:
+            return None
+        try:
+            found = self.bench.dataset.region(sample, region, geometry.source_size)
+        except HeatproofError as error:
+            self.failures.append(failure(error, "region", sample_id=sample))
+            return None
+        return None if found is None else geometry.mask(found)
+
+    def write_inputs(self) -> None:
+        """What the model sees of each member, for display, and its region."""
+        path = self.file("inputs", suffix=".npz")
+        if path.is_file():
+            return
+        raw = self.bench.clf.preprocessing.denormalize(self.batch.images).mean(1).clamp(0, 1)
+        roi, annotated = self.regions
+        self.bench.write_failures(f"_inputs-{self.name}.parquet", self.failures)
+        image = (raw * 255).round().to(torch.uint8).numpy()
+        write_arrays(path, image=image, roi=roi, annotated=annotated, sample_id=np.array(self.batch.ids, dtype=np.str_))

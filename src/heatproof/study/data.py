@@ -1,0 +1,166 @@
+"""The images of a study: loaded, looked at, split, and those chosen that are explained."""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from heatproof.datasets.check import check_dataset
+from heatproof.datasets.folder import load_folder
+from heatproof.datasets.splits import DEFAULT_FRACTIONS, check_splits, split_by_patient
+from heatproof.datasets.table import Dataset, load_table
+from heatproof.errors import HeatproofError, InputError, near_names
+from heatproof.images.read import read_image
+from heatproof.study.files import whole_folder
+from heatproof.study.recipe import PhantomSpec, Recipe
+from heatproof.study.store import FAILURE_COLUMNS
+from heatproof.study.writing import Failures
+
+TARGETS = ("predicted", "label")
+PHANTOM = "phantom-"  # begins the name of the folder that a phantom is made in
+
+
+def load_dataset(recipe: Recipe, folder: Path) -> Dataset:
+    """The data set that a recipe names, before any file is looked at; a phantom is made in `folder` once.
+
+    Raises:
+        InputError: the table, the folder or the recipe's `region` or `target` is not what it must be.
+    """
+    dataset = _source(recipe, folder)
+    region, known = recipe.data.region, sorted(set(dataset.regions["region"].astype(str)))
+    if region is not None and region not in known:
+        raise InputError(f"data.region: no sample has a region {region!r}. {near_names(region, known)}")
+    if recipe.target not in (*TARGETS, *dataset.classes):
+        allowed = near_names(recipe.target, [*TARGETS, *dataset.classes])
+        raise InputError(f"target: {recipe.target!r} is neither 'predicted', 'label' nor a class. {allowed}")
+    return dataset
+
+
+def _source(recipe: Recipe, folder: Path) -> Dataset:
+    data = recipe.data
+    if data.phantom is not None:
+        return _phantom(data.phantom, folder)
+    if data.folder is not None:
+        return load_folder(recipe.path(data.folder))
+    return load_table(
+        recipe.path(str(data.samples)),
+        None if data.regions is None else recipe.path(data.regions),
+        columns=data.columns,
+        region_columns=[column.model_dump() for column in data.region_columns],
+        classes=data.classes,
+        root=None if data.root is None else recipe.path(data.root),
+        name=recipe.name,  # a table is often called "manifest" or "train"
+    )
+
+
+def _phantom(spec: PhantomSpec, folder: Path) -> Dataset:
+    """The phantom of `spec` in a folder of its own, made where it is not there yet."""
+    from heatproof.datasets.phantom import make_phantom
+
+    digest = hashlib.blake2b(spec.model_dump_json().encode(), digest_size=4).hexdigest()
+    place = folder / f"{PHANTOM}{digest}"
+    if not place.is_dir():
+        with whole_folder(place) as unfinished:
+            make_phantom(unfinished, **spec.model_dump())
+    return load_table(place / "samples.csv", place / "regions.csv", classes=spec.classes, name="phantom")
+
+
+def check_files(dataset: Dataset, *, progress: bool = False) -> Failures:
+    """Every image and region that cannot be read, as rows of the failures table."""
+    found = check_dataset(dataset, progress=progress).failures
+    blank = dict.fromkeys(FAILURE_COLUMNS, "")
+    return [{**blank, **{str(key): str(value) for key, value in row.items()}} for row in found.to_dict("records")]
+
+
+def without_bad_files(dataset: Dataset, failures: pd.DataFrame) -> Dataset:
+    """The data set without what `failures` (sample_id, stage) says of its files: images whole, regions alone."""
+    images = set(failures.loc[failures["stage"] == "image", "sample_id"])
+    suspects = set(failures.loc[failures["stage"].isin(["mask", "box"]), "sample_id"]) - images
+    bad = {key for key in _region_keys(dataset.regions, suspects) if not _readable(dataset, *key)}
+    keys = pd.Series(list(zip(dataset.regions["sample_id"], dataset.regions["region"], strict=True)), dtype=object)
+    kept = ~dataset.regions["sample_id"].isin(images) & ~keys.isin(bad).to_numpy()
+    samples = dataset.samples[~dataset.samples["sample_id"].isin(images)].reset_index(drop=True)
+    return replace(dataset, samples=samples, regions=dataset.regions[kept].reset_index(drop=True))
+
+
+def _region_keys(regions: pd.DataFrame, samples: Collection[str]) -> set[tuple[str, str]]:
+    rows = regions[regions["sample_id"].isin(list(samples))]
+    return set(zip(rows["sample_id"].astype(str), rows["region"].astype(str), strict=True))
+
+
+def _readable(dataset: Dataset, sample_id: str, region: str) -> bool:
+    try:
+        dataset.region(sample_id, region, read_image(dataset.row(sample_id)["image"]).size)
+    except HeatproofError:
+        return False  # `check_dataset` has named it
+    return True
+
+
+def split(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """The data set with the splits that the recipe asks for.
+
+    Raises:
+        InputError: a patient in two splits, an empty split, a class without training images, samples without split.
+    """
+    wanted = recipe.data.splits
+    if (wanted is not None and not wanted.column) or (wanted is None and dataset.samples["split"].isna().any()):
+        fractions = DEFAULT_FRACTIONS if wanted is None else wanted.fractions
+        dataset = dataset.with_splits(split_by_patient(dataset.samples, fractions=fractions, seed=recipe.seed))
+    trained = any(model.training is not None for model in recipe.models)
+    required = ("train", "val", "test") if trained else ("test",)
+    check_splits(dataset.samples, classes=dataset.classes, required=required)
+    return dataset
+
+
+def choose_explained(dataset: Dataset, recipe: Recipe) -> list[str]:
+    """The ids of the test images that are explained, in the order of the sample table (rule: `DataSpec`)."""
+    test = dataset.subset("test").samples
+    limit = recipe.data.test_limit
+    if limit is None or limit >= len(test):
+        return list(test["sample_id"])
+    region = recipe.data.region
+    annotated = {i for i in test["sample_id"] if region is not None and dataset.has_region(i, region)}
+    by_class = {label: list(rows["sample_id"]) for label, rows in test.groupby("label", sort=True)}
+    chosen: set[str] = set()
+    for label, count in equal_shares({label: len(ids) for label, ids in by_class.items()}, limit).items():
+        order = sorted(by_class[label], key=lambda i: (i not in annotated, _draw(recipe.seed, i)))
+        chosen.update(order[:count])
+    return [sample for sample in test["sample_id"] if sample in chosen]
+
+
+def equal_shares(available: Mapping[Any, int], total: int) -> dict[Any, int]:
+    """`total` divided among the keys, as equal as what is available allows; what is left over goes to the first ones.
+
+    >>> equal_shares({"normal": 20, "nodule": 3, "opacity": 20}, 12)
+    {'normal': 5, 'nodule': 3, 'opacity': 4}
+    """
+    shares = dict.fromkeys(available, 0)
+    for _ in range(min(total, sum(available.values()))):
+        open_keys = [key for key in available if shares[key] < available[key]]
+        shares[min(open_keys, key=lambda key: shares[key])] += 1
+    return shares
+
+
+def _draw(seed: int, sample_id: str) -> bytes:
+    """A random place in the order that depends on the seed and the sample alone."""
+    return hashlib.blake2b(f"{seed}\x1f{sample_id}\x1fexplained".encode(), digest_size=8).digest()
+
+
+def sample_table(dataset: Dataset, explained: Collection[str]) -> pd.DataFrame:
+    """`samples.parquet`: the samples with `explained`, without the folders of this machine in any path."""
+    table = dataset.samples.assign(explained=dataset.samples["sample_id"].isin(list(explained)))
+    for column in table.columns:
+        if table[column].map(lambda value: isinstance(value, str) and Path(value).is_absolute()).any():
+            table[column] = table[column].map(lambda value: _without_folder(value, dataset.root))
+    return table
+
+
+def _without_folder(value: Any, root: Path) -> Any:
+    """A path relative to the data set's folder, or its name alone where it lies elsewhere; anything else as it is."""
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        return value
+    path = Path(value)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -1,0 +1,133 @@
+"""How much work a study is: forward passes counted before anything starts, and the time of one that was measured."""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from heatproof.datasets.table import Dataset
+from heatproof.explanation import methods
+from heatproof.models import Classifier
+from heatproof.registry import Entry
+from heatproof.scoring import metrics
+from heatproof.study.models import blank_images
+from heatproof.study.recipe import MethodSpec, ModelSpec, Recipe
+
+# Forward passes that one map costs in time, where no `samples` option says so: a backward pass counts as two, and the
+# relevance rules run several products for one.
+_MAP_PASSES = {"control": 0, "attention": 4, "cam": 3, "relevance": 5}
+_TRAINING_PASSES = 3  # forward and backward
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """The forward passes (of one image) that a model's part of the study takes, and the seconds of one."""
+
+    training: int
+    prediction: int
+    explaining: Mapping[str, int]  # method -> passes a test image, maps and scores
+    cases: int
+    seconds: float
+
+    @property
+    def passes(self) -> int:
+        """All of them."""
+        return self.training + self.prediction + self.cases * sum(self.explaining.values())
+
+    @property
+    def time(self) -> float:
+        """Predicted seconds."""
+        return self.passes * self.seconds
+
+
+def plan_model(
+    recipe: Recipe,
+    spec: ModelSpec,
+    clf: Classifier,
+    dataset: Dataset,
+    *,
+    cases: int,
+    seconds: float,
+    unsupported: Collection[str],
+) -> ModelPlan:
+    """The work of one model.
+
+    `cases` test images are explained, `seconds` is the time of one forward pass an image; `unsupported` methods cost
+    nothing.
+    """
+    counts = dataset.samples["split"].value_counts()
+    train, val, test = (int(counts.get(name, 0)) for name in ("train", "val", "test"))
+    epochs = spec.training.epochs if spec.training else 0
+    height, width = clf.preprocessing.image_size
+    explaining = {
+        method.label: 0 if method.label in unsupported else method_passes(recipe, method, height * width)
+        for method in recipe.methods
+    }
+    return ModelPlan(epochs * (_TRAINING_PASSES * train + val), val + test, explaining, cases, seconds)
+
+
+def method_passes(recipe: Recipe, method: MethodSpec, pixels: int) -> int:
+    """Forward passes for the map of one image by `method` and all its scores; metrics that share their probes count once."""
+    one_map = _map_passes(methods()[method.name], method.options)
+    shared: dict[Any, int] = {}
+    for metric in recipe.metrics:
+        entry = metrics()[metric.name]
+        options = {**entry.options, **metric.options}
+        shared[_probes(entry, options)] = _score_passes(entry, options, one_map, pixels)
+    return one_map + sum(shared.values())
+
+
+def _map_passes(entry: Entry, options: Mapping[str, Any]) -> int:
+    samples = {**entry.options, **options}.get("samples")
+    return int(samples) if samples else _MAP_PASSES.get(str(getattr(entry, "family", "")), _TRAINING_PASSES)
+
+
+def _probes(entry: Entry, options: Mapping[str, Any]) -> tuple[str, str]:
+    """Two metrics with the same one look at the same changed images."""
+    kind = "explanations" if "explain" in entry.needs else entry.name
+    return kind, str(sorted((name, str(value)) for name, value in options.items() if name not in _AFTERWARDS))
+
+
+_AFTERWARDS = {"denominator"}  # options that say what is made of the changed images, not which they are
+
+
+def _score_passes(entry: Entry, options: Mapping[str, Any], one_map: int, pixels: int) -> int:
+    if "explain" in entry.needs:
+        return int(options.get("samples") or 0) * one_map
+    if "step" in options:
+        step = options["step"] or round(pixels**0.5)
+        return -(-pixels // int(step)) + 1
+    return 0
+
+
+def seconds_a_pass(clf: Classifier, batch_size: int) -> float:
+    """The time of one forward pass for one image, in a batch of `batch_size`: the best of three."""
+    images = blank_images(clf, batch_size)
+    best = float("inf")
+    with torch.no_grad():
+        clf(images)
+        for _ in range(3):
+            started = time.perf_counter()
+            clf(images).sum().item()  # .item() waits for the device
+            best = min(best, time.perf_counter() - started)
+    return best / batch_size
+
+
+def in_words(seconds: float) -> str:
+    """A time that a person can use.
+
+    >>> in_words(0.2), in_words(5), in_words(250), in_words(8000)
+    ('under 1 s', '5 s', '4 min', '2.2 h')
+    """
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def total(plans: Sequence[ModelPlan]) -> tuple[int, float]:
+    """(forward passes, seconds) of all models."""
+    return sum(plan.passes for plan in plans), sum(plan.time for plan in plans)

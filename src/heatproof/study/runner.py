@@ -1,0 +1,245 @@
+"""Run a study, or go on with one that was interrupted."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import torch
+
+from heatproof.errors import InputError
+from heatproof.models import Classifier
+from heatproof.models.checkpoint import load_checkpoint
+from heatproof.study.chunks import Bench, Chunk
+from heatproof.study.data import PHANTOM
+from heatproof.study.display import Bar, Display
+from heatproof.study.environment import changed_versions
+from heatproof.study.explaining import Explaining
+from heatproof.study.files import TEMPORARY, locked, remove_unfinished
+from heatproof.study.loading import load_recipe
+from heatproof.study.models import finish_model, performance_of, predictions_of
+from heatproof.study.plan import ModelPlan, in_words, total
+from heatproof.study.preparation import Preparation, prepare, resume, write_start
+from heatproof.study.recipe import ModelSpec, Recipe
+from heatproof.study.store import Run, finished
+from heatproof.study.writing import write_json, write_table
+
+# What may lie in a run folder whose study has not begun yet: an earlier start was interrupted.
+_LEFTOVERS = (".lock", "failures", "data.json", "samples.parquet", "environment.json")
+
+
+def run_study(
+    recipe: str | Path | Recipe,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+    progress: bool = True,
+) -> Run:
+    """Run a study to its end; in a folder where it was interrupted, go on with what is missing.
+
+    Args:
+        recipe: a recipe, or its YAML file.
+        out: the run folder, by default `runs/<name of the recipe>`.
+        overrides: `key.path=value` for a recipe file, see `load_recipe`.
+        device: `auto`, `cpu` or `cuda:N`, in place of the recipe's.
+        progress: print the plan and the progress to standard error.
+
+    Returns:
+        The finished run. Single images, methods or metrics that failed are rows of `Run.failures`.
+
+    Raises:
+        InputError: the recipe or the data cannot be worked with, or the folder holds another study or is in use.
+    """
+    recipe = _read(recipe, overrides, device)
+    folder = Path(out) if out is not None else Path("runs") / recipe.name
+    display = Display(progress)
+    started = time.monotonic()
+    _refuse_foreign(folder)
+    with locked(folder), _threads_restored():
+        remove_unfinished(folder)
+        prepared = _prepared(recipe, folder, display)
+        plans = prepared.plans()
+        _announce(prepared, plans, display)
+        for spec in prepared.recipe.models:
+            _ModelRun(folder, prepared, spec, plans[spec.name], display).run()
+        _finish(folder)
+    display.say(f"Finished in {in_words(time.monotonic() - started)}.")
+    return Run(folder)
+
+
+def plan_study(
+    recipe: str | Path | Recipe, *, overrides: Sequence[str] = (), device: str | None = None, progress: bool = True
+) -> dict[str, ModelPlan]:
+    """Check everything and print the plan, without starting; model -> its predicted work.
+
+    Raises:
+        InputError: as `run_study`.
+    """
+    recipe = _read(recipe, overrides, device)
+    with TemporaryDirectory() as folder, _threads_restored():
+        prepared = prepare(recipe, Path(folder), progress=progress)
+        plans = prepared.plans()
+        _announce(prepared, plans, Display(progress))
+    return plans
+
+
+def _read(recipe: str | Path | Recipe, overrides: Sequence[str], device: str | None) -> Recipe:
+    if isinstance(recipe, Recipe):
+        if overrides:
+            raise InputError("overrides change a recipe file; change the Recipe itself with model_copy(update=...).")
+    else:
+        recipe = load_recipe(recipe, overrides)
+    return recipe if device is None else recipe.model_copy(update={"device": device})
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if not folder.exists() or (folder / "study.yaml").is_file():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose a folder for the run with --out.")
+    foreign = [
+        path.name for path in folder.iterdir()
+        if path.name not in _LEFTOVERS and not path.name.startswith((PHANTOM, TEMPORARY))
+    ]  # fmt: skip
+    if foreign:
+        raise InputError(f"{folder} is no run folder and not empty ({min(foreign)} ...). Choose another with --out.")
+
+
+@contextmanager
+def _threads_restored() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _prepared(recipe: Recipe, folder: Path, display: Display) -> Preparation:
+    if (folder / "study.yaml").is_file():
+        prepared = resume(recipe, folder)
+        display.say(f"Going on with {folder}: {_finished_share(prepared, folder)} are finished.")
+        for line in changed_versions(Run(folder).environment):
+            display.say(f"  {line}: numbers may differ in rounding from those that are there.")
+        return prepared
+    prepared = prepare(recipe, folder, progress=display.visible)
+    write_start(prepared, folder)
+    return prepared
+
+
+def _finished_share(prepared: Preparation, folder: Path) -> str:
+    recipe = prepared.recipe
+    chunks = -(-len(prepared.explained) // recipe.chunk_size)
+    done = len(finished(folder / "scores", "*.parquet"))
+    return f"{done / (chunks * len(recipe.models) * len(recipe.methods)):.0%} of maps and scores"
+
+
+def _announce(prepared: Preparation, plans: dict[str, ModelPlan], display: Display) -> None:
+    """What will be done, how many forward passes that takes, and about how long."""
+    recipe, counts = prepared.recipe, prepared.dataset.samples["split"].value_counts()
+    splits = ", ".join(f"{counts.get(name, 0)} {name}" for name in ("train", "val", "test"))
+    display.say(f"{recipe.name}: {splits} images of {prepared.dataset.name}; {len(prepared.explained)} are explained,")
+    display.say(f"  {len(recipe.models)} models × {len(recipe.methods)} methods × {len(recipe.metrics)} metrics.")
+    for row in prepared.failures:
+        display.say(f"  left out: {row['sample_id']} ({row['stage']}): {row['message']}")
+    for name, plan in plans.items():
+        display.say(f"  {name}: about {plan.passes:,} forward passes, {in_words(plan.time)}")
+    passes, seconds = total(list(plans.values()))
+    display.say(f"  together: about {passes:,} forward passes, {in_words(seconds)} on {recipe.device}")
+
+
+@dataclass(frozen=True)
+class _ModelRun:
+    """One model's part of a study."""
+
+    folder: Path
+    prepared: Preparation
+    spec: ModelSpec
+    plan: ModelPlan
+    display: Display
+
+    def run(self) -> None:
+        """Train or load, predict, explain and score; what is finished is left as it is."""
+        bench = Bench(self.folder, self.prepared.recipe, self.spec, self._model(), self.prepared.dataset, {})
+        self._predict(bench)
+        bench.targets.update(self._targets(bench))
+        self._explain(bench)
+
+    def _model(self) -> Classifier:
+        folder = self.folder / "models" / self.spec.name
+        if not folder.is_dir():
+            self.display.say(f"{self.spec.name}: {'training' if self.spec.training else 'used as it comes'}")
+            recipe, dataset = self.prepared.recipe, self.prepared.dataset
+            clf = self.prepared.models[self.spec.name]
+            bench = Bench(self.folder, recipe, self.spec, clf, dataset, {})
+            finish_model(
+                folder, clf, self.spec, dataset, recipe,
+                note=lambda rows: bench.write_failures("_training.parquet", rows), progress=self.display.visible,
+            )  # fmt: skip
+        return load_checkpoint(folder).to(self.prepared.recipe.device)
+
+    def _predict(self, bench: Bench) -> None:
+        path = self.folder / "predictions" / f"{self.spec.name}.parquet"
+        if not path.is_file():
+            self.display.say(f"{self.spec.name}: predicting")
+            predictions, failures = predictions_of(bench.clf, bench.dataset, self.spec)
+            bench.write_failures("_prediction.parquet", failures)
+            write_table(path, predictions)
+        quality = self.folder / "models" / self.spec.name / "performance.json"
+        if not quality.is_file():
+            write_json(quality, performance_of(pd.read_parquet(path), bench.dataset.classes))
+        self.display.say(f"{self.spec.name}: {self._quality()}")
+
+    def _quality(self) -> str:
+        run = Run(self.folder)
+        found = run.performance(self.spec.name)
+        baseline = run.data["baseline_auroc"]
+        beside = "" if baseline is None else f" (linear baseline {baseline:.2f})"
+        return f"test accuracy {found['accuracy']:.2f}, AUROC {_number(found['auroc_macro'])}{beside}"
+
+    def _targets(self, bench: Bench) -> dict[str, int]:
+        """The explained class of every test image."""
+        wanted, classes = self.prepared.recipe.target, list(bench.dataset.classes)
+        predictions = pd.read_parquet(self.folder / "predictions" / f"{self.spec.name}.parquet")
+        if wanted in classes:
+            return dict.fromkeys(predictions["sample_id"].astype(str), classes.index(wanted))
+        chosen = predictions[wanted].map(classes.index)
+        return dict(zip(predictions["sample_id"].astype(str), chosen.astype(int), strict=True))
+
+    def _explain(self, bench: Bench) -> None:
+        members = [sample for sample in self.prepared.explained if sample in bench.targets]
+        size = bench.recipe.chunk_size
+        parts = [tuple(members[start : start + size]) for start in range(0, len(members), size)]
+        pieces = [
+            (len(part) * self.plan.explaining[method.label], Explaining(Chunk(bench, number, part), method).done)
+            for number, part in enumerate(parts)
+            for method in bench.recipe.methods
+        ]
+        done = sum(passes for passes, finished in pieces if finished)
+        with self.display.bar(self.spec.name, sum(passes for passes, _ in pieces), done) as bar:
+            for number, part in enumerate(parts):
+                # a new chunk each, so that only one holds its images
+                self._explain_chunk(Chunk(bench, number, part), len(parts), bar)
+
+    def _explain_chunk(self, chunk: Chunk, count: int, bar: Bar) -> None:
+        chunk.write_inputs()
+        for method in chunk.bench.recipe.methods:
+            piece = Explaining(chunk, method)
+            if not piece.done:
+                bar.show(f"{self.spec.name} · {method.label} · chunk {chunk.number + 1} of {count}")
+                piece.run()
+                bar.advance(len(chunk.members) * self.plan.explaining[method.label])
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def _finish(folder: Path) -> None:
+    """The tables that join their parts; `failures.parquet` comes last and says that nothing is left to do."""
+    run = Run(folder)
+    write_table(folder / "predictions.parquet", run.predictions)
+    write_table(folder / "failures.parquet", run.failures)

@@ -1,0 +1,1 @@
+"""Fine-tuning a classifier on a data set, and measuring how well it classifies."""

@@ -1,0 +1,217 @@
+"""What every registered metric must do, whatever it measures. A new metric needs no new test here."""
+
+import pytest
+import torch
+
+from heatproof import score
+from heatproof.errors import InputError
+from heatproof.metrics import METRICS
+from heatproof.models import Classifier
+from heatproof.probing import bf16_supported
+from support.cases import Wavy
+
+SIZE, COUNT = 8, 11  # more images than are scored at once
+
+# For each option some values that must make a difference to some score below.
+ALTERNATIVES = {
+    "step": [5],
+    "baseline": ["mean", "min", "noise", "blur", 0.7],
+    "output": ["logit"],
+    "absolute": [True],
+    "samples": [3],
+    "radius": [0.3],
+    "units": ["normalized"],
+    "denominator": ["input"],
+    "same_prediction": [True],
+    "tolerance": [2],
+    "ties": ["any"],
+    "empty": ["zero"],
+    "top": [5, 40],
+    "shape": ["rectangle"],
+    "threshold": ["otsu", 0.5],
+}
+CATEGORIES = {"faithfulness", "robustness", "localization", "complexity", "randomization", "axiomatic"}
+OPTIONS = [(name, option, value) for name, entry in METRICS.items() for option in entry.options
+           for value in ALTERNATIVES[option]]  # fmt: skip
+
+
+def model(task="multiclass"):
+    return Classifier(Wavy().eval(), task=task, channels=1, mean=[0.4], std=[0.3])
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(11)
+    images = torch.randn(COUNT, 1, SIZE, SIZE, generator=generator)
+    maps = torch.randn(COUNT, SIZE, SIZE, generator=generator)
+    roi = torch.rand(COUNT, SIZE, SIZE, generator=generator) > 0.8
+    return images, maps, roi
+
+
+def explained(images, targets):
+    """A deterministic explanation that depends on image and target."""
+    return torch.sin(3 * images.sum(1) + targets[:, None, None])
+
+
+def run(name, images, maps, roi=None, **options):
+    entry = METRICS[name]
+    given = {"explain": explained} if "explain" in entry.needs else {}
+    if "roi" in entry.needs:
+        given["roi"] = roi
+    options = {"targets": torch.arange(len(images)) % 3, "batch_size": 16} | options
+    return score(options.pop("model", None) or model(), images, maps, metric=name, **given, **options)
+
+
+def same(found, expected):
+    return torch.allclose(found, expected, rtol=1e-4, atol=2e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_score_does_not_depend_on_the_batch(name):
+    images, maps, roi = inputs()
+    targets = torch.arange(COUNT) % 3
+    full = run(name, images, maps, roi)
+    assert full.dtype == torch.float32
+    assert full.shape == (COUNT,)
+    assert full.isfinite().all()
+    for size in (1, 3, 64, None):
+        assert same(run(name, images, maps, roi, batch_size=size), full)
+    alone = [
+        run(name, images[b : b + 1], maps[b : b + 1], roi[b : b + 1], targets=targets[b : b + 1]) for b in range(COUNT)
+    ]
+    assert same(torch.cat(alone), full)
+    order = torch.arange(COUNT).flip(0)
+    assert same(run(name, images[order], maps[order], roi[order], targets=targets[order]), full[order])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_map_that_ranks_nothing_has_no_score_and_the_others_keep_theirs(name):
+    images, maps, roi = inputs()
+    full = run(name, images, maps, roi)
+    broken = maps.clone()
+    broken[0], broken[1], broken[2, 4, 4], broken[3] = 0.0, 2.5, torch.nan, torch.nan
+    found = run(name, images, broken, roi)
+    assert found.isnan().tolist() == [True] * 4 + [False] * (COUNT - 4)
+    assert same(found[4:], full[4:])
+
+
+@pytest.mark.parametrize("name", [name for name, entry in METRICS.items() if "roi" in entry.needs])
+def test_an_empty_region_has_no_score_and_the_whole_image_has_one(name):
+    images, maps, roi = inputs()
+    roi[0], roi[1] = False, True
+    found = run(name, images, maps, roi)
+    assert found.isnan().tolist() == [True] + [False] * (COUNT - 1)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_nothing_leaks(name):
+    images, maps, roi = inputs()
+    maps.requires_grad_()
+    copies = [t.clone() for t in (images, maps, roi)]
+    classifier, state = model(), torch.get_rng_state()
+    found = run(name, images, maps, roi, model=classifier)
+    assert all(torch.equal(a, b) for a, b in zip((images, maps, roi), copies, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+    assert not found.requires_grad
+    assert maps.grad is None
+    for parameter in classifier.module.parameters():
+        assert parameter.requires_grad
+        assert parameter.grad is None
+    assert not classifier.module.training
+    assert not classifier.module._forward_hooks
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_draws_follow_seed_and_key(name):
+    images, maps, roi = inputs()
+    maps = (maps > 0).float()  # ties everywhere
+    keys = [f"id{i}" for i in range(COUNT)]
+    first = run(name, images, maps, roi, keys=keys)
+    assert torch.equal(run(name, images, maps, roi, keys=keys).nan_to_num(), first.nan_to_num())
+    random = not same(run(name, images, maps, roi, keys=keys, seed=1), first)
+    assert random == (not same(run(name, images, maps, roi), first)), "a metric that draws must draw by seed and by key"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_declared_bounds_hold(name):
+    images, maps, roi = inputs()
+    one_pixel = torch.zeros_like(maps)
+    one_pixel[:, 3, 2] = 1.0
+    low, high = METRICS[name].bounds
+    for tried in (maps, -maps.abs(), maps.exp(), one_pixel, (maps > 0).float(), 1e-20 * maps, 1e20 * maps):
+        found = run(name, images, tried, roi)
+        found = found[~found.isnan()]
+        assert low is None or (found >= low).all()
+        assert high is None or (found <= high).all()
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_several_targets_score_like_each_alone(name):
+    images, maps, roi = inputs()
+    maps = torch.stack([maps, maps.flip(1)], 1)
+    roi = torch.stack([roi, roi.flip(2)], 1)
+    targets = torch.stack([torch.arange(COUNT) % 3, (torch.arange(COUNT) + 1) % 3], 1)
+    found = run(name, images, maps, roi, targets=targets)
+    assert found.shape == (COUNT, 2)
+    for t in range(2):
+        assert same(found[:, t], run(name, images, maps[:, t], roi[:, t], targets=targets[:, t]))
+
+
+@pytest.mark.parametrize(("name", "option", "value"), OPTIONS)
+def test_every_option_makes_a_difference(name, option, value):
+    images, maps, roi = inputs()
+    maps[0], roi[1] = maps[0].round(), False
+    maps[0, :2] = maps[0].amax()
+    images[2] *= 0.05  # close to a decision
+    tried = (maps, maps.exp())
+    changed = [run(name, images, m, roi, **{option: value}) for m in tried]
+    assert not all(same(found, run(name, images, m, roi)) for found, m in zip(changed, tried, strict=True))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_an_unknown_option_is_an_error(name):
+    images, maps, roi = inputs()
+    with pytest.raises(InputError, match=f"{name} has no option 'stpe'"):
+        run(name, images, maps, roi, stpe=3)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_bf16_scores_are_close(name):
+    if not bf16_supported():
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    images, maps, roi = inputs()
+    exact, rounded = run(name, images, maps, roi), run(name, images, maps, roi, precision="bf16")
+    assert torch.allclose(exact, rounded, atol=0.15)
+    assert torch.equal(exact, rounded) == ("model" not in METRICS[name].needs or "explain" in METRICS[name].needs)
+
+
+def test_every_metric_says_what_it_is():
+    for name, entry in METRICS.items():
+        assert entry.summary.endswith((".", ":")), name
+        assert entry.paper, name
+        assert entry.needs <= {"model", "explain", "roi"}, name
+        assert entry.category in {
+            "faithfulness",
+            "robustness",
+            "localization",
+            "complexity",
+            "randomization",
+            "axiomatic",
+        }, name
+
+
+def test_the_metadata_of_this_version():
+    found = {
+        name: (e.category, e.higher_is_better, e.bounds, sorted(e.needs), list(e.options))
+        for name, e in METRICS.items()
+    }
+    draws = ["samples", "radius", "units", "denominator", "same_prediction"]
+    assert found == {
+        "sparseness": ("complexity", True, (0, 1), [], []),
+        "faithfulness_estimate": ("faithfulness", True, (-1, 1), ["model"], ["step", "baseline", "output", "absolute"]),
+        "pointing_game": ("localization", True, (0, 1), ["roi"], ["tolerance", "ties", "empty", "absolute"]),
+        "iou": ("localization", True, (0, 1), ["roi"], ["top", "shape", "threshold", "empty", "absolute"]),
+        "relevance_mass_accuracy": ("localization", True, (0, 1), ["roi"], ["absolute"]),
+        "avg_sensitivity": ("robustness", False, (0, None), ["explain", "model"], draws),
+        "max_sensitivity": ("robustness", False, (0, None), ["explain", "model"], draws),
+    }

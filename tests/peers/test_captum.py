@@ -1,0 +1,36 @@
+"""Agreement with captum's sensitivity under the same draws."""
+
+import torch
+from captum.metrics import sensitivity_max
+
+import heatproof as hp
+from heatproof.probing import SampleRandom
+from support.cases import Wavy
+
+SIZE, COUNT, SAMPLES, RADIUS = 12, 4, 7, 0.3
+
+
+def test_max_sensitivity():
+    net, images = Wavy(channels=3, size=SIZE).eval(), torch.randn(COUNT, 3, SIZE, SIZE)
+    targets, keys = torch.tensor([0, 1, 2, 0]), [str(i) for i in range(COUNT)]
+    random = SampleRandom(0, keys)
+
+    def product(images, target):
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            gradients = torch.autograd.grad(net(images).gather(1, target[:, None]).sum(), images)[0]
+        return (images * gradients).sum(1).detach()
+
+    def same_noise(inputs, radius):
+        # captum hands over each image SAMPLES times in a row
+        draws = torch.stack([random.uniform(3, SIZE, SIZE, purpose=f"perturbation {i}") for i in range(SAMPLES)], 1)
+        return inputs + radius * (2 * draws.flatten(0, 1) - 1)
+
+    def in_tuples(images, target):  # captum hands over a tuple first and a tensor afterwards
+        return (product(images[0], target),) if isinstance(images, tuple) else product(images, target)
+
+    expected = sensitivity_max(in_tuples, images, perturb_func=same_noise, perturb_radius=RADIUS, n_perturb_samples=SAMPLES,
+                               target=targets)  # fmt: skip
+    found = hp.score(net, images, product(images, targets), metric="max_sensitivity", targets=targets, explain=product,
+                     keys=keys, samples=SAMPLES, radius=RADIUS, units="normalized")  # fmt: skip
+    assert torch.allclose(found, expected, rtol=1e-5)

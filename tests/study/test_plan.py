@@ -1,0 +1,65 @@
+"""The predicted number of forward passes, against passes that were counted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from heatproof.explanation import explain
+from heatproof.models import Classifier
+from heatproof.scoring import score_many
+from heatproof.study.loading import parse_recipe
+from heatproof.study.plan import ModelPlan, in_words, method_passes, total
+from support.studies import recipe as tiny
+
+
+class Counting(nn.Module):
+    """A linear model that counts the images it has seen."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(size * size, 2)
+        self.seen = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return self.layer(images.flatten(1))
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        [],
+        [{"metric": "faithfulness_estimate", "step": 20}],
+        ["faithfulness_estimate"],
+        [{"metric": "max_sensitivity", "samples": 3}],
+        [{"metric": "max_sensitivity", "samples": 3}, {"metric": "avg_sensitivity", "samples": 3}],
+        [{"metric": "max_sensitivity", "samples": 3}, {"metric": "avg_sensitivity", "samples": 4}],
+        ["sparseness", "pointing_game"],
+    ],
+)
+def test_passes_of_perturbation_methods_are_exact(metrics: list[Any], tmp_path: Path) -> None:
+    recipe = parse_recipe(
+        tiny(tmp_path, methods=[{"method": "lime", "samples": 12}], metrics=metrics or ["sparseness"])
+    )
+    net = Counting(16).eval()
+    clf = Classifier(net, ["a", "b"], image_size=16, channels=1, mean=[0.5], std=[0.5])
+    image = torch.rand(1, 1, 16, 16)
+    maps = explain(clf, image, [0], method="lime", samples=12)
+    once = net.seen - 1  # one pass tells the number of classes
+    net.seen = 0
+    if metrics:
+        score_many(clf, image, maps, metrics=metrics, explain=("lime", {"samples": 12}), targets=[0], roi=maps > 0)
+    counted = once + net.seen
+    predicted = method_passes(recipe, recipe.methods[0], 256)
+    assert counted - 6 <= predicted <= counted  # the front doors' own checks are not predicted
+
+
+def test_a_model_is_trained_predicted_and_explained() -> None:
+    plan = ModelPlan(training=600, prediction=50, explaining={"a": 10, "b": 7}, cases=4, seconds=0.5)
+    assert plan.passes == 600 + 50 + 4 * 17
+    assert plan.time == plan.passes * 0.5
+    assert total([plan, plan]) == (2 * plan.passes, 2 * plan.time)
+    assert in_words(89) == "89 s"
