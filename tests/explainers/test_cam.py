@@ -52,9 +52,9 @@ def test_the_tokens_of_a_transformer() -> None:
     assert found.count_nonzero() > 0
 
 
-@pytest.mark.parametrize(("model", "layer", "tokens"), [(TinyCNN(), "bn1", False), (TinyViT(), "blocks.1.norm2", True)])
-def test_a_layer_by_name(model: nn.Module, layer: str, tokens: bool) -> None:
-    model, images = model.eval(), torch.rand(2, 3, 32, 32)
+@pytest.mark.parametrize(("build", "layer", "tokens"), [(TinyCNN, "bn1", False), (TinyViT, "blocks.1.norm2", True)])
+def test_a_layer_by_name(build: type[nn.Module], layer: str, tokens: bool) -> None:
+    model, images = build().eval(), torch.rand(2, 3, 32, 32)
     expected = by_hand(model, model.get_submodule(layer), images, 0, tokens=tokens)
     found = hp.explain(model, images, [0, 0], method="gradcam", layer=layer, resolution="native")
     torch.testing.assert_close(found, expected)

@@ -26,15 +26,15 @@ class SameVersions:
         return torch.randint(2, (size // SAMPLES, SAMPLES), generator=self.generator).T.reshape(-1).numpy()
 
 
-@pytest.mark.parametrize("net", [Wavy(channels=3, size=SIZE).eval(), TinyCNN().eval()], ids=["smooth", "cnn"])
+@pytest.mark.parametrize("build", [lambda: Wavy(channels=3, size=SIZE), TinyCNN], ids=["smooth", "cnn"])
 @pytest.mark.parametrize(("baseline", "hide_color"), [("segment_mean", None), (0.25, 0.25)])
 @pytest.mark.parametrize("segmentation", ["slic", "grid"])
-def test_the_same_weights(net, baseline, hide_color, segmentation):
+def test_the_same_weights(build, baseline, hide_color, segmentation):
     images = torch.nn.functional.interpolate(torch.randn(2, 3, 6, 6), (SIZE, SIZE)) + 0.1 * torch.randn(
         2, 3, SIZE, SIZE
     )
     targets, keys = torch.tensor([0, 2]), ["a", "b"]
-    model = Classifier(net)
+    model = Classifier(build().eval())
     found = hp.explain(model, images, targets, method="lime", keys=keys, samples=SAMPLES, segments=12,
                        segmentation=segmentation, baseline=baseline)  # fmt: skip
     regions = make_segments(segmentation, images, 12).numpy()

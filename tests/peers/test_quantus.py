@@ -33,12 +33,13 @@ def close(found, expected):
     assert (found.double() - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("net", [Wavy(size=SIZE).eval(), TinyCNN(channels=1).eval()], ids=["smooth", "cnn"])
+@pytest.mark.parametrize("build", [lambda: Wavy(size=SIZE), lambda: TinyCNN(channels=1)], ids=["smooth", "cnn"])
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("step", [4, SIZE])
-def test_faithfulness_estimate(case, net, step, signed):
+def test_faithfulness_estimate(case, build, step, signed):
     # Quantus's "black" is the image's minimum, here `min`.
     images, maps, targets = case
+    net = build().eval()
     maps = maps - 0.5 if signed else maps
     metric = quantus.FaithfulnessEstimate(features_in_step=step, perturb_baseline="black", **PLAIN)
     expected = evaluate(metric, net, images, maps, targets, softmax=True)
