@@ -1,19 +1,13 @@
 """DICOM against formulas of the standard written out, other writers' compression, and pydicom's own windowing."""
 
-import io
-import logging
-import warnings
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from heatproof.errors import ImageError
-from heatproof.images import raw
-from heatproof.images.codestream import declared_shape
-from heatproof.images.dicom import read_dicom, window
+from heatproof.images.dicom import read_dicom
+from heatproof.images.greyscale import window
 from heatproof.images.read import read_image
-from support.files import PATIENT, dataset, write_dicom
+from support.files import dataset, lut, write_dicom
 
 RAMP = np.linspace(0, 4095, 48 * 32).reshape(48, 32).astype(np.uint16)
 
@@ -21,17 +15,6 @@ RAMP = np.linspace(0, 4095, 48 * 32).reshape(48, 32).astype(np.uint16)
 def full_range(values):
     values = np.asarray(values, dtype=np.float64)
     return (values - values.min()) / (values.max() - values.min())
-
-
-def lut(entries, first, bits):
-    import pydicom
-
-    item = pydicom.Dataset()
-    item.LUTDescriptor = [len(entries), first, bits]
-    item["LUTDescriptor"].VR = "US"
-    item.LUTData = list(entries)
-    item["LUTData"].VR = "US"
-    return [item]
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
@@ -78,7 +61,15 @@ def test_without_a_window_the_full_range_is_shown(tmp_path, bits, signed):
     assert (image.bits, image.format) == (bits, "dicom")
 
 
-@pytest.mark.parametrize("empty", [{"WindowCenter": "", "WindowWidth": ""}, {"WindowCenter": "5", "WindowWidth": "0"}])
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"WindowCenter": "", "WindowWidth": ""},
+        {"WindowCenter": "5", "WindowWidth": "0"},
+        {"WindowCenter": "5", "WindowWidth": "0.5"},
+        {"WindowCenter": "nan", "WindowWidth": "5"},
+    ],
+)
 def test_a_window_that_is_none_counts_as_absent(tmp_path, empty):
     path = write_dicom(tmp_path / "a.dcm", RAMP, **empty)
     np.testing.assert_allclose(read_dicom(path).pixels, full_range(RAMP), atol=1e-6)
@@ -125,6 +116,13 @@ def test_voi_lut_goes_before_the_window(tmp_path):
     np.testing.assert_allclose(read_dicom(path).pixels, expected, atol=1e-6)
 
 
+def test_an_entry_beyond_the_depth_of_its_table_is_white(tmp_path):
+    path = write_dicom(
+        tmp_path / "a.dcm", np.array([[0, 1, 2]], dtype=np.uint16), VOILUTSequence=lut([0, 51, 300], 0, 8)
+    )
+    np.testing.assert_allclose(read_dicom(path).pixels, [[0, 0.2, 1]], atol=1e-6)
+
+
 def test_modality_lut_comes_first(tmp_path):
     table = (np.arange(4096)[::-1] // 2).tolist()
     path = write_dicom(
@@ -132,69 +130,6 @@ def test_modality_lut_comes_first(tmp_path):
     )
     expected = ((np.array(table)[RAMP] - 1023.5) / 2047 + 0.5).clip(0, 1)
     np.testing.assert_allclose(read_dicom(path).pixels, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("syntax", ["RLELossless", "JPEG2000Lossless", "DeflatedExplicitVRLittleEndian"])
-def test_lossless_compression_changes_nothing(tmp_path, syntax):
-    from pydicom import uid
-
-    data = dataset(RAMP, BitsStored=12, HighBit=11, WindowCenter="2000", WindowWidth="3000")
-    if syntax.startswith("Deflated"):
-        data.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
-    else:
-        data.compress(getattr(uid, syntax), encoding_plugin="pylibjpeg", generate_instance_uid=False)
-    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    np.testing.assert_allclose(read_dicom(tmp_path / "a.dcm").pixels, window(RAMP, 2000, 3000), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "syntax", ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEGLSNearLossless"]
-)
-def test_jpeg_lossless_and_ls_as_gdcm_writes_them(tmp_path, syntax):
-    import gdcm
-
-    path = write_dicom(tmp_path / "plain.dcm", RAMP, BitsStored=12, HighBit=11, WindowCenter="2000", WindowWidth="3000")
-    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
-    reader.SetFileName(str(path))
-    assert reader.Read()
-    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer.SetFileName(str(tmp_path / "a.dcm"))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
-    tolerance = 2e-3 if syntax.endswith("NearLossless") else 1e-6
-    np.testing.assert_allclose(read_dicom(tmp_path / "a.dcm").pixels, window(RAMP, 2000, 3000), atol=tolerance)
-
-
-def encapsulated(path, stream, pixels, syntax, **elements):
-    from pydicom import uid
-    from pydicom.encaps import encapsulate
-
-    data = dataset(pixels, **elements)
-    data.file_meta.TransferSyntaxUID = getattr(uid, syntax)
-    data.PixelData = encapsulate([stream])
-    data["PixelData"].VR = "OB"
-    data.save_as(path, enforce_file_format=True)
-    return path
-
-
-def jpeg_of(pixels):
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="JPEG", quality=97)
-    return stream.getvalue()
-
-
-def test_jpeg_baseline_grey_and_ybr(tmp_path):
-    grey = (RAMP // 16).astype(np.uint8)
-    path = encapsulated(tmp_path / "a.dcm", jpeg_of(grey), grey, "JPEGBaseline8Bit")
-    np.testing.assert_allclose(read_dicom(path).pixels, full_range(grey), atol=0.02)
-    colour = np.dstack([grey, 255 - grey, grey // 2])
-    path = encapsulated(
-        tmp_path / "c.dcm", jpeg_of(colour), colour, "JPEGBaseline8Bit", PhotometricInterpretation="YBR_FULL_422"
-    )
-    np.testing.assert_allclose(read_dicom(path).pixels, colour / 255, atol=0.05)
 
 
 @pytest.mark.parametrize("syntax", ["ImplicitVRLittleEndian", "ExplicitVRBigEndian"])
@@ -209,27 +144,164 @@ def test_other_encodings(tmp_path, syntax):
     np.testing.assert_allclose(read_dicom(tmp_path / "a.dcm").pixels, full_range(RAMP), atol=1e-6)
 
 
-def test_a_data_set_without_preamble_and_file_meta(tmp_path):
-    data = dataset(RAMP)
+@pytest.mark.parametrize(("implicit", "little"), [(True, True), (False, True), (False, False)])
+def test_a_data_set_without_preamble_and_file_meta(tmp_path, implicit, little):
+    data = dataset(RAMP, PixelData=RAMP.astype("<u2" if little else ">u2").tobytes())
+    data["PixelData"].VR = "OW"
     del data.file_meta
-    data.save_as(tmp_path / "a", implicit_vr=True, little_endian=True, enforce_file_format=False)
+    data.save_as(tmp_path / "a", implicit_vr=implicit, little_endian=little, enforce_file_format=False)
     np.testing.assert_allclose(read_image(tmp_path / "a").pixels, full_range(RAMP), atol=1e-6)
 
 
-def test_rgb_planar_and_palette(tmp_path):
-    colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    np.testing.assert_allclose(read_dicom(write_dicom(tmp_path / "a.dcm", colour)).pixels, colour / 255, atol=1e-6)
-    planes = np.ascontiguousarray(colour.transpose(2, 0, 1)).tobytes()
-    path = write_dicom(tmp_path / "b.dcm", colour, PlanarConfiguration=1, PixelData=planes)
-    np.testing.assert_allclose(read_dicom(path).pixels, colour / 255, atol=1e-6)
-    index = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    table = np.random.default_rng(1).integers(0, 65536, (3, 16), dtype=np.uint16)
-    palette = {f"{name}PaletteColorLookupTableDescriptor": [16, 0, 16] for name in ("Red", "Green", "Blue")}
-    palette |= {
-        f"{name}PaletteColorLookupTableData": table[k].tobytes() for k, name in enumerate(("Red", "Green", "Blue"))
-    }
-    path = write_dicom(tmp_path / "c.dcm", index, PhotometricInterpretation="PALETTE COLOR", **palette)
-    np.testing.assert_allclose(read_dicom(path).pixels, table[:, index].transpose(1, 2, 0) / 65535, atol=1e-6)
+def test_the_window_is_chosen_by_its_number(tmp_path):
+    from pydicom.pixels import apply_voi_lut
+
+    windows = {"WindowCenter": ["2000", "700", "9"], "WindowWidth": ["3000", "900", "0"]}
+    path = write_dicom(tmp_path / "a.dcm", RAMP, BitsStored=12, HighBit=11, **windows)
+    data = dataset(RAMP, BitsStored=12, HighBit=11, **windows)
+    for number in (1, 2):
+        expected = apply_voi_lut(RAMP, data, index=number - 1) / 4095
+        np.testing.assert_allclose(read_dicom(path, window=number).pixels, expected, atol=1e-6)
+        np.testing.assert_array_equal(
+            read_image(f"{path}#window={number}").pixels, read_dicom(path, window=number).pixels
+        )
+    np.testing.assert_array_equal(read_dicom(path).pixels, read_dicom(path, window=1).pixels)
+    with pytest.raises(ImageError, match=r"a\.dcm: there is no window 4; the file offers 3"):
+        read_dicom(path, window=4)
+    with pytest.raises(ImageError, match=r"a\.dcm#window=0: there is no window 0"):
+        read_image(f"{path}#window=0")
+    with pytest.raises(ImageError, match=r"forbids the width of window 3"):
+        read_dicom(path, window=3)
+
+
+def test_a_chosen_window_goes_before_the_voi_lut(tmp_path):
+    window_elements = {"WindowCenter": "1024", "WindowWidth": "2048"}
+    path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=lut(range(256), 0, 8), **window_elements)
+    np.testing.assert_allclose(read_dicom(path, window=1).pixels, window(RAMP, 1024, 2048), atol=1e-6)
+    assert np.abs(read_dicom(path).pixels - read_dicom(path, window=1).pixels).max() > 0.4
+
+
+def test_the_greyscale_pipeline_is_that_of_pydicom(tmp_path):
+    """Rescale to negative values, then a VOI LUT that starts below zero."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    table = (np.arange(3000) ** 2 // 2200).tolist()  # 0 .. 4088 of 4095
+    options = {"RescaleSlope": "1.5", "RescaleIntercept": "-1024", "BitsStored": 12, "HighBit": 11}
+    options |= {"VOILUTSequence": lut(table, -700, 12, signed=True)}
+    data = dataset(RAMP, **options)
+    expected = apply_voi_lut(np.rint(apply_modality_lut(RAMP, data)).astype(int), data) / 4095
+    assert (expected == 0).sum() > 50
+    np.testing.assert_allclose(read_dicom(write_dicom(tmp_path / "a.dcm", RAMP, **options)).pixels, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("kind", ["ModalityLUTSequence", "VOILUTSequence"])
+def test_the_first_input_of_a_table_where_the_file_does_not_say_whether_it_is_signed(tmp_path, signed, kind):
+    """Implicit VR has no SS and US: 65036 is -500 where the values that come in can be negative."""
+    from pydicom import uid
+
+    first = -500 if signed else 65036
+    stored = (np.arange(400).reshape(20, 20) + first - 50).astype(np.int16 if signed else np.uint16)
+    data = dataset(stored, **{kind: lut(range(0, 600, 2), first, 10, signed=signed)})
+    data.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    entries = 2.0 * np.clip(np.arange(400).reshape(20, 20) - 50, 0, 299)
+    expected = full_range(entries) if kind.startswith("Modality") else entries / 1023
+    np.testing.assert_allclose(read_dicom(tmp_path / "a.dcm").pixels, expected, atol=1e-6)
+
+
+def test_tables_of_bytes_and_of_65536_entries(tmp_path):
+    import pydicom
+
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "US", [4, 100, 8])
+    item.add_new("LUTData", "OW", bytes([10, 20, 30, 250]))
+    path = write_dicom(tmp_path / "a.dcm", np.array([[99, 101, 102, 400]], dtype=np.uint16), VOILUTSequence=[item])
+    np.testing.assert_allclose(read_dicom(path).pixels, np.array([[10, 20, 30, 250]]) / 255, atol=1e-6)
+    item.LUTDescriptor, item["LUTData"].value = [3, 100, 8], bytes([10, 20, 30, 0])  # padded to a whole word
+    path = write_dicom(tmp_path / "o.dcm", np.array([[99, 101, 102, 400]], dtype=np.uint16), VOILUTSequence=[item])
+    np.testing.assert_allclose(read_dicom(path).pixels, np.array([[10, 20, 30, 30]]) / 255, atol=1e-6)
+    table = np.arange(65536)[::-1]
+    item.LUTDescriptor, item["LUTData"].value = [0, 0, 16], table.astype("<u2").tobytes()
+    path = write_dicom(tmp_path / "b.dcm", RAMP, VOILUTSequence=[item])
+    np.testing.assert_allclose(read_dicom(path).pixels, (65535 - RAMP.astype(float)) / 65535, atol=1e-6)
+    item["LUTData"].value = item["LUTData"].value[:-10]
+    with pytest.raises(ImageError, match=r"d\.dcm: a lookup table is shorter than its descriptor"):
+        read_dicom(write_dicom(tmp_path / "d.dcm", RAMP, VOILUTSequence=[item]))
+
+
+def test_a_long_table_whose_descriptor_is_signed(tmp_path):
+    """40,000 entries are -25,536 in an element of the type SS, which the first input value below zero asks for."""
+    import pydicom
+
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "SS", [40_000, -100, 16])
+    item.add_new("LUTData", "OW", np.arange(40_000, dtype="<u2").tobytes())
+    path = write_dicom(tmp_path / "a.dcm", RAMP.astype(np.int16), VOILUTSequence=[item])
+    np.testing.assert_allclose(read_dicom(path).pixels, (RAMP + 100.0) / 65535, atol=1e-6)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_beside_the_stored_ones_are_ignored(tmp_path, signed):
+    """Overlays may lie above (PS3.5 8.1.1), and where HighBit says so the value lies further up."""
+    values = (np.arange(192).reshape(12, 16) * 21 - (2048 if signed else 0)).astype(np.int32)
+    kind = np.int16 if signed else np.uint16
+    above = ((values & 0xFFF) | (np.arange(192).reshape(12, 16) % 16 << 12)).astype(np.uint16).view(kind)
+    path = write_dicom(tmp_path / "a.dcm", above, BitsStored=12, HighBit=11)
+    np.testing.assert_allclose(read_dicom(path).pixels, full_range(values), atol=1e-6)
+    below = ((values & 0xFFF) << 4 | np.arange(192).reshape(12, 16) % 16).astype(np.uint16).view(kind)
+    path = write_dicom(tmp_path / "b.dcm", below, BitsStored=12, HighBit=15)
+    np.testing.assert_allclose(read_dicom(path).pixels, full_range(values), atol=1e-6)
+
+
+@pytest.mark.parametrize(("signed", "vr", "value"), [(True, "US", 63536), (False, "SS", -2000)])
+def test_padding_of_the_wrong_signedness_is_understood(tmp_path, signed, vr, value):
+    stored = (RAMP // 2).astype(np.int16 if signed else np.uint16)
+    stored[:, :3] = -2000 if signed else 63536
+    data = dataset(stored)
+    data.add_new("PixelPaddingValue", vr, value)
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    inside = stored[:, 3:]
+    np.testing.assert_allclose(read_dicom(tmp_path / "a.dcm").pixels[:, 3:], full_range(inside), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["SamplesPerPixel", "PixelRepresentation", "HighBit"])
+def test_an_element_that_can_be_done_without(tmp_path, name):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, **{name: None})
+    np.testing.assert_allclose(read_dicom(path).pixels, full_range(RAMP), atol=1e-6)
+
+
+def test_a_frame_has_its_own_rescale_and_window(tmp_path):
+    """Enhanced objects keep both in functional groups, of each frame or of all."""
+    import pydicom
+
+    def group(sequence, **elements):
+        outer, inner = pydicom.Dataset(), pydicom.Dataset()
+        for name, value in elements.items():
+            setattr(inner, name, value)
+        setattr(outer, sequence, [inner])
+        return outer
+
+    frames = np.stack([RAMP, RAMP[::-1]])
+    shared = group("FrameVOILUTSequence", WindowCenter="1500", WindowWidth="2500")
+    shared.update(group("PixelValueTransformationSequence", RescaleSlope="9", RescaleIntercept="9"))
+    own = [
+        group("PixelValueTransformationSequence", RescaleSlope=str(k + 1), RescaleIntercept=str(-30 * k))
+        for k in (0, 1)
+    ]
+    path = write_dicom(
+        tmp_path / "a.dcm",
+        RAMP,
+        NumberOfFrames=2,
+        PixelData=frames.tobytes(),
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=own,
+        WindowCenter="1",  # of the data set, which the frames' own replace
+        WindowWidth="2",
+    )
+    for k in (0, 1):
+        expected = window((k + 1.0) * frames[k] - 30 * k, 1500, 2500)
+        np.testing.assert_allclose(read_dicom(path, frame=k + 1).pixels, expected, atol=1e-6)
 
 
 # --- files that cannot be read: one ImageError each, which names the file and no patient ---------------------------
@@ -238,16 +310,6 @@ def test_rgb_planar_and_palette(tmp_path):
 def test_no_pixel_data(tmp_path):
     with pytest.raises(ImageError, match=r"a\.dcm: this DICOM file has no pixel data"):
         read_dicom(write_dicom(tmp_path / "a.dcm", RAMP, PixelData=None))
-
-
-def test_multi_frame_says_how_many(tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames=7, PixelData=RAMP.tobytes() * 7)
-    with pytest.raises(ImageError, match=r"a\.dcm: a multi-frame DICOM of 7 frames"):
-        read_dicom(path)
-
-
-def test_one_declared_frame_is_no_multi_frame(tmp_path):
-    assert read_dicom(write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames=1)).size == RAMP.shape
 
 
 @pytest.mark.parametrize("name", ["Rows", "PhotometricInterpretation", "BitsStored"])
@@ -264,95 +326,15 @@ def test_a_header_that_lacks_what_pixels_need(tmp_path, name):
         {"VOILUTFunction": "CUBIC", "WindowCenter": "5", "WindowWidth": "9"},
         {"PhotometricInterpretation": "PALETTE COLOR"},
         {"SamplesPerPixel": 3, "PlanarConfiguration": 0},
+        {"RescaleSlope": "nan"},
+        {"HighBit": 16},
+        {"BitsStored": 17},
+        {"BitsStored": 12, "HighBit": 10},
     ],
 )
 def test_a_header_that_makes_no_sense(tmp_path, elements):
     with pytest.raises(ImageError, match=r"a\.dcm: "):
         read_dicom(write_dicom(tmp_path / "a.dcm", RAMP, **elements))
-
-
-def test_absurd_sizes_are_refused_before_decoding(tmp_path, monkeypatch):
-    path = write_dicom(tmp_path / "a.dcm", RAMP, Rows=60_000, Columns=60_000)
-    with pytest.raises(ImageError, match="60000 x 60000 pixels are more than"):
-        read_dicom(path)
-    monkeypatch.setattr(raw, "MAX_PIXELS", RAMP.size - 1)
-    with pytest.raises(ImageError, match="48 x 32 pixels are more than"):
-        read_dicom(write_dicom(tmp_path / "a.dcm", RAMP))
-
-
-def test_a_codestream_larger_than_its_header_is_refused(tmp_path):
-    small, large = np.zeros((8, 8), dtype=np.uint8), np.zeros((900, 700), dtype=np.uint8)
-    path = encapsulated(tmp_path / "a.dcm", jpeg_of(large), small, "JPEGBaseline8Bit")
-    with pytest.raises(ImageError, match=r"rows=900, columns=700, .* header .* \(8, 8, 1\)"):
-        read_dicom(path)
-
-
-def test_a_codestream_of_absurd_depth_is_refused(tmp_path):
-    grey = (RAMP // 16).astype(np.uint8)
-    stream = bytearray(jpeg_of(grey))
-    stream[stream.index(b"\xff\xc0") + 4] = 243  # GDCM ends the process over it
-    path = encapsulated(tmp_path / "a.dcm", bytes(stream), grey, "JPEGLossless")
-    with pytest.raises(ImageError, match="bits=243"):
-        read_dicom(path)
-
-
-def test_declared_shape_of_what_others_wrote():
-    colour = np.zeros((17, 29, 3), dtype=np.uint8)
-    assert declared_shape(jpeg_of(colour)) == (17, 29, 3, 8)
-    data = dataset(RAMP[:40], BitsStored=12, HighBit=11)
-    from pydicom import uid
-    from pydicom.encaps import get_frame
-
-    data.compress(uid.JPEG2000Lossless, encoding_plugin="pylibjpeg")
-    assert declared_shape(get_frame(data.PixelData, 0, number_of_frames=1)) == (40, 32, 1, 12)
-    assert declared_shape(b"\xff\xd8\xff") is declared_shape(b"RLE") is declared_shape(b"") is None
-
-
-def test_a_file_cut_anywhere_is_an_error_without_the_patient(tmp_path, caplog):
-    """Also nothing in the warnings and the log, whatever pydicom thinks of the header it passes over."""
-    data = dataset(RAMP, BitsStored=12, HighBit=11, StudyDate="notadate" + PATIENT, StudyID="x" * 90 + PATIENT)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        data.save_as(tmp_path / "whole", enforce_file_format=True)
-    whole = (tmp_path / "whole").read_bytes()
-    caplog.clear()
-    for length in [140, *range(200, len(whole) - 2, 97), len(whole) - 2]:
-        (tmp_path / "cut").write_bytes(whole[:length])
-        with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            with pytest.raises(ImageError, match="cut: ") as error:
-                read_image(tmp_path / "cut")
-        said = f"{error.value}{caplog.text}{[str(w.message) for w in caught]}"
-        assert not any(secret in said for secret in (PATIENT, "Doe", "ID-4711", "19701231"))
-
-
-def test_what_identifies_is_never_parsed(tmp_path):
-    """An age that claims to be a float of four bytes would raise, and quote them, when parsed."""
-    path = write_dicom(tmp_path / "a.dcm", RAMP, PatientAge="045Y")
-    age = b"\x10\x00\x10\x10"
-    path.write_bytes(path.read_bytes().replace(age + b"AS", age + b"FD"))
-    np.testing.assert_allclose(read_dicom(path).pixels, full_range(RAMP), atol=1e-6)
-
-
-@pytest.mark.parametrize("syntax", ["RLELossless", "JPEG2000Lossless"])
-def test_damaged_compression_is_an_error_or_an_image_but_no_crash(tmp_path, syntax):
-    from pydicom import uid
-
-    data = dataset(RAMP, BitsStored=12, HighBit=11)
-    data.compress(getattr(uid, syntax), encoding_plugin="pylibjpeg")
-    data.save_as(tmp_path / "whole", enforce_file_format=True)
-    whole = (tmp_path / "whole").read_bytes()
-    start, failed = whole.rindex(b"\xfe\xff\x00\xe0"), 0
-    for seed in range(30):
-        random, bad = np.random.default_rng(seed), bytearray(whole)
-        for at in random.integers(start, len(whole), 3):
-            bad[at] = random.integers(256)
-        (tmp_path / "bad").write_bytes(bad)
-        try:
-            read_image(tmp_path / "bad")
-        except ImageError:
-            failed += 1
-    assert failed > 3
 
 
 # --- real files ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from heatproof.errors import InputError
 from heatproof.images import display
@@ -110,6 +112,18 @@ def test_each_option_changes_the_overlay(random: np.random.Generator) -> None:
     changes = ({"opacity": 0.3}, {"limits": (-9.0, 9.0)}, {"signed": False}, {"roi": roi})
     assert all((display.overlay(image, map, **change) != plain).any() for change in changes)
     np.testing.assert_array_equal(display.overlay(image, map, signed=True), plain)  # the guess for a map below zero
+
+
+def test_tensors_and_pil_images_are_shown_like_arrays(random: np.random.Generator) -> None:
+    grey, map = random.integers(0, 255, (12, 12), dtype=np.uint8), random.normal(size=(12, 12)).astype(np.float32)
+    roi = np.zeros((12, 12), bool)
+    roi[3:8, 3:8] = True
+    expected = display.overlay(grey, map, roi=roi)
+    tensor = torch.from_numpy(map).requires_grad_()
+    np.testing.assert_array_equal(display.overlay(Image.fromarray(grey), tensor, roi=torch.from_numpy(roi)), expected)
+    np.testing.assert_array_equal(display.overlay(grey, tensor, roi=roi.astype(np.uint8)), expected)
+    figure = display.show(Image.fromarray(grey), tensor, torch.from_numpy(roi))
+    np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), display.overlay(grey, map))
 
 
 @pytest.mark.parametrize("map", [np.full((4, 4), 0.5), np.zeros((4, 4)), np.full((4, 4), np.nan)])

@@ -52,12 +52,50 @@ def test_colour_stays_colour_and_equal_channels_are_grey(tmp_path):
     np.testing.assert_allclose(read_image(tmp_path / "grey.png").pixels, GREY / 255, atol=1e-7)
 
 
-def test_16_bit_colour_is_read_with_8_bits(tmp_path):
-    rows = b"\0" + np.array([[0, 257 * 100, 65535]], dtype=">u2").tobytes()
-    (tmp_path / "a.png").write_bytes(png_bytes(rows, 1, 1, 16, 2))
+DEEP = np.random.default_rng(0).integers(0, 65536, (2, 2, 4), dtype=np.uint16)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colour_keeps_all_its_bits(tmp_path, channels):
+    values = DEEP[..., :channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    (tmp_path / "a.png").write_bytes(png_bytes(rows, 2, 2, 16, 2 if channels == 3 else 6))
     image = read_image(tmp_path / "a.png")
-    np.testing.assert_allclose(image.pixels, [[[0, 100 / 255, 1]]], atol=1e-7)
+    alpha = values[..., 3:] / 65535 if channels == 4 else 1
+    np.testing.assert_allclose(image.pixels, values[..., :3] / 65535 * alpha, rtol=1e-6)
+    assert image.bits == 16
+
+
+def test_16_bit_colour_filtered_interlaced_and_with_a_transparent_value(tmp_path):
+    values = DEEP[..., :3]
+    pixel = [[values[y, x].astype(">u2").tobytes() for x in (0, 1)] for y in (0, 1)]
+    less = [bytes((a - b) % 256 for a, b in zip(*row[::-1], strict=True)) for row in pixel]  # filter 1: minus the left
+    rows = b"".join(b"\1" + left + rest for (left, _), rest in zip(pixel, less, strict=True))
+    (tmp_path / "a.png").write_bytes(png_bytes(rows, 2, 2, 16, 2))
+    np.testing.assert_allclose(read_image(tmp_path / "a.png").pixels, values / 65535, rtol=1e-6)
+    passes = b"\0" + pixel[0][0] + b"\0" + pixel[0][1] + b"\0" + pixel[1][0] + pixel[1][1]
+    (tmp_path / "b.png").write_bytes(png_bytes(passes, 2, 2, 16, 2, interlaced=True))
+    np.testing.assert_allclose(read_image(tmp_path / "b.png").pixels, values / 65535, rtol=1e-6)
+    (tmp_path / "c.png").write_bytes(png_bytes(rows, 2, 2, 16, 2, png_part(b"tRNS", pixel[1][0])))
+    expected = values / 65535
+    expected[1, 0] = 0
+    np.testing.assert_allclose(read_image(tmp_path / "c.png").pixels, expected, rtol=1e-6)
+
+
+def test_16_bit_grey_with_alpha_is_read_with_8_bits(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_bytes(b"\0" + struct.pack(">HH", 256 * 100 + 200, 65535), 1, 1, 16, 4))
+    image = read_image(tmp_path / "a.png")
+    np.testing.assert_allclose(image.pixels, [[100 / 255]], atol=1e-7)
     assert image.bits == 8
+
+
+def test_only_dicom_has_frames_and_windows(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    for chosen in ("frame=1", "window=1"):
+        with pytest.raises(ImageError, match=rf"a\.png#{chosen}: this is a PNG picture; only DICOM files have a"):
+            read_image(f"{tmp_path / 'a.png'}#{chosen}")
+    with pytest.raises(ImageError, match=r"a\.png: this is a PNG picture"):
+        read_image(tmp_path / "a.png", frame=1)
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])

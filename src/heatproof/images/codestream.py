@@ -9,6 +9,9 @@ from typing import NamedTuple
 _FRAMES = (*(set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}), 0xF7)
 _ALONE = (0x01, *range(0xD0, 0xD9))
 
+_J2K = b"\xff\x4f\xff\x51"  # a codestream of JPEG 2000, and the file format that may wrap it (T.800 I.5.1)
+_JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+
 
 class Shape(NamedTuple):
     """Rows and columns in pixels, samples a pixel, bits a sample."""
@@ -24,7 +27,9 @@ def declared_shape(stream: bytes) -> Shape | None:
 
     Sources: ITU-T T.81 B.2.2, T.87 C.2.2, T.800 A.5.1.
     """
-    if stream[:4] == b"\xff\x4f\xff\x51":
+    if stream[:12] == _JP2:
+        stream = stream[max(stream.find(_J2K), 0) :]
+    if stream[:4] == _J2K:
         return _jpeg_2000(stream)
     return _jpeg(stream) if stream[:2] == b"\xff\xd8" else None
 

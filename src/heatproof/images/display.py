@@ -27,6 +27,15 @@ _TOP = 254  # levels 0..254: an odd number, so that a signed scale has a middle
 _GREY = 140
 
 
+def as_array(values: Any) -> NDArray[Any]:
+    """An array, a PIL image or a tensor, wherever it lies and whatever its gradient, as an array.
+
+    >>> as_array([[0.0, 1.0]]).shape
+    (1, 2)
+    """
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
 def undefined_reason(map: NDArray[Any]) -> str | None:
     """Why the map `[H, W]` has no scale, in words for a label; None where it has one.
 
@@ -111,21 +120,21 @@ def alphas(signed: bool, opacity: float = OPACITY) -> Bytes:
 
 
 def overlay(
-    image: NDArray[Any],
-    map: NDArray[Any],
+    image: Any,
+    map: Any,
     *,
     signed: bool | None = None,
-    roi: Mask | None = None,
+    roi: Any | None = None,
     opacity: float = OPACITY,
     limits: tuple[float, float] | None = None,
 ) -> Bytes:
     """The map over its image, uint8 `[H, W, 3]`.
 
     Args:
-        image: uint8 or float in [0, 1], `[H, W]` or `[H, W, 3]`.
-        map: `[H, W]`, raw.
+        image: uint8 or float in [0, 1], `[H, W]` or `[H, W, 3]`: an array, a tensor or a PIL image.
+        map: `[H, W]`, raw: an array or a tensor, as `explain` gives it.
         signed: whether the method is signed (`methods()[name].signed`); by default, whether the map is below zero anywhere.
-        roi: bool `[H, W]`: its outline is drawn, white along its inner and black along its outer border.
+        roi: `[H, W]`, counted where > 0: its outline is drawn, white along its inner and black along its outer border.
         opacity: of the strongest values, 0 to 1.
         limits: ends of the colour scale in place of `robust_limits`.
 
@@ -136,7 +145,7 @@ def overlay(
         >>> overlay(np.zeros((1, 2)), np.array([[0.0, 1.0]]), signed=True, opacity=1.0)[0].tolist()
         [[0, 0, 0], [175, 23, 42]]
     """
-    base = _rgb(image)
+    base, map, roi = _rgb(as_array(image)), as_array(map), None if roi is None else as_array(roi) > 0
     for name, array in (("map", map), ("roi", roi)):
         if array is not None and array.shape != base.shape[:2]:
             raise InputError(f"The {name} must have the image's size {base.shape[:2]}, got {array.shape}.")
@@ -169,9 +178,9 @@ def contours(roi: Mask) -> list[NDArray[np.float64]]:
 
 
 def show(
-    image: NDArray[Any],
-    map: NDArray[Any],
-    roi: Mask | None = None,
+    image: Any,
+    map: Any,
+    roi: Any | None = None,
     *,
     signed: bool | None = None,
     limits: tuple[float, float] | None = None,
@@ -185,6 +194,7 @@ def show(
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.figure import Figure
 
+    image, map, roi = as_array(image), as_array(map), None if roi is None else as_array(roi) > 0
     signed = is_signed(map) if signed is None else signed
     figure = Figure(figsize=(8.4, 4.0), layout="constrained")
     plain, covered = figure.subplots(1, 2)

@@ -1,6 +1,7 @@
-"""What every reader returns: pixels in [0, 1] with 0 = black."""
+"""What every reader returns: pixels in [0, 1] with 0 = black; and what every reader refuses before it allocates."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,9 @@ Format = Literal["png", "jpeg", "dicom"]
 
 MAX_PIXELS = 2**26
 """Images above this number of pixels (8192 x 8192) are refused before they are decoded."""
+
+MAX_BYTES = 2**30
+"""Files above this size (1 GiB) are refused before they are read, and so is what a file would inflate to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,28 @@ def grey_if_equal(pixels: NDArray[Any]) -> NDArray[Any]:
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
     return pixels
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The whole file.
+
+    Raises:
+        ImageError: it is missing, cannot be opened or is larger than `MAX_BYTES`.
+    """
+    try:
+        size = Path(path).stat().st_size
+        if size > MAX_BYTES:
+            raise ImageError(
+                f"{path}: a file of {size} bytes is more than the {MAX_BYTES} that are read. "
+                "Store a single frame, or scale the image down first."
+            )
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ImageError(
+            f"{path}: no such file. Check the path in the table, or give the folder it is relative to."
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise ImageError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error}).") from None
 
 
 def check_pixel_count(height: int, width: int, path: object) -> None:

@@ -1,21 +1,28 @@
 """Read an image or a mask, whatever the file is called: its first bytes say what it is."""
 
+import re
 import struct
-import warnings
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 
-from heatproof.errors import ImageError
-from heatproof.images.raw import Format, RawImage, check_pixel_count, grey_if_equal
+from heatproof.checks import check_count
+from heatproof.errors import ImageError, near_names
+from heatproof.images.codestream import declared_shape
+from heatproof.images.raw import Format, RawImage, check_pixel_count, grey_if_equal, read_bytes
 
 __all__ = ["RawImage", "read_image", "read_mask"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+
+_CHOICES = ("frame", "window")
+_CHOSEN = re.compile(r"#(\w+=\w*(?:&\w+=\w*)*)$")
 
 # what Pillow raises for a damaged file; each is turned into one ImageError
 _DAMAGED: tuple[type[Exception], ...] = (
@@ -24,22 +31,38 @@ _DAMAGED: tuple[type[Exception], ...] = (
 )
 
 
-def read_image(path: str | Path) -> RawImage:
+def read_image(path: str | Path, *, frame: int | None = None, window: int | None = None) -> RawImage:
     """Read a PNG, JPEG or DICOM file, recognised by its content.
 
-    PNG: 1 to 16 bits, grey, colour or palette; a 16-bit *colour* PNG is read with 8 bits a channel. JPEG: grey, RGB,
+    PNG: 1 to 16 bits, grey, colour or palette; 16-bit grey *with alpha* is read with 8 bits a channel. JPEG: grey, RGB,
     CMYK. The EXIF orientation is applied, alpha is composited over black, and a colour image whose channels are all
-    equal is grey. DICOM: see `heatproof.images.dicom.read_dicom`.
+    equal is grey. DICOM: see `heatproof.images.dicom`.
+
+    Args:
+        path: the file; for DICOM it may end in a choice such as `scan.dcm#frame=3`, `scan.dcm#window=2` or
+            `scan.dcm#frame=3&window=2`, so that a table of samples can name one frame of a file.
+        frame: the frame of a multi-frame DICOM file, from 1.
+        window: the window of a DICOM file that offers several, from 1; by default its VOI LUT, else its first window.
 
     Raises:
-        ImageError: the file is missing, unreadable, truncated, too large or of another format; the message names it.
+        ImageError: the file is missing, unreadable, truncated, too large or of another format, or has no such frame or
+            window; the message names it.
     """
-    kind = _format(path)
+    file, chosen = _choice(path)
+    for name, number in (("frame", frame), ("window", window)):
+        if number is not None and name in chosen:
+            raise ImageError(f"{path}: the {name} is chosen both in the path and by {name}={number!r}. Keep one.")
+        if number is not None:
+            chosen[name] = check_count(name, number)
+    content = read_bytes(file)
+    kind = _format(content, path)
     if kind == "dicom":
-        from heatproof.images.dicom import read_dicom
+        from heatproof.images.dicom import decode_dicom
 
-        return read_dicom(path)
-    return _read_picture(path, kind)
+        return decode_dicom(content, path, frame=chosen.get("frame"), window=chosen.get("window"))
+    if chosen:
+        raise ImageError(f"{path}: this is a {kind.upper()} picture; only DICOM files have a {' or '.join(chosen)}.")
+    return _read_picture(content, path, kind)
 
 
 def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
@@ -54,10 +77,11 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[
     Raises:
         ImageError: as `read_image`; the file is a DICOM file; the mask is not of `size`.
     """
-    kind = _format(path)
+    content = read_bytes(path)
+    kind = _format(content, path)
     if kind == "dicom":
         raise ImageError(f"{path}: a mask must be a PNG or JPEG picture, this is a DICOM file. Convert it to PNG.")
-    raw = _read_picture(path, kind)
+    raw = _read_picture(content, path, kind)
     if size is not None and raw.size != tuple(size):
         raise ImageError(
             f"{path}: the mask has {raw.size[0]} x {raw.size[1]} pixels (height x width), "
@@ -67,23 +91,30 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[
     return np.asarray(brightest >= 0.5 if kind == "jpeg" else brightest > 0)
 
 
-def _format(path: str | Path) -> Format:
-    try:
-        with Path(path).open("rb") as file:
-            head = file.read(132)
-    except FileNotFoundError:
-        raise ImageError(
-            f"{path}: no such file. Check the path in the table, or give the folder it is relative to."
-        ) from None
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be opened ({error.strerror}).") from None
-    if head.startswith(_PNG):
+def _choice(path: str | Path) -> tuple[str, dict[str, int]]:
+    """The file and what the end of its path chooses: `a.dcm#frame=3&window=1` is frame 3 and window 1 of `a.dcm`."""
+    found = _CHOSEN.search(str(path))
+    if found is None:
+        return str(path), {}
+    chosen: dict[str, int] = {}
+    for part in found[1].split("&"):
+        name, number = part.split("=")
+        if name not in _CHOICES:
+            raise ImageError(f"{path}: {name!r} cannot be chosen in a path. {near_names(name, _CHOICES)}")
+        if name in chosen or not number.isdecimal():
+            raise ImageError(f"{path}: give {name} once, as a whole number from 1, for instance #{name}=1.")
+        chosen[name] = int(number)
+    return str(path)[: found.start()], chosen
+
+
+def _format(content: bytes, path: str | Path) -> Format:
+    if content.startswith(_PNG):
         return "png"
-    if head.startswith(_JPEG):
+    if content.startswith(_JPEG):
         return "jpeg"
-    if head[128:132] == b"DICM" or _starts_like_a_data_set(head):
+    if content[128:132] == b"DICM" or _starts_like_a_data_set(content[:132]):
         return "dicom"
-    what = "unknown format" if head else "the file is empty"
+    what = "unknown format" if content else "the file is empty"
     raise ImageError(f"{path}: {what}. Images must be PNG, JPEG or DICOM: export it again or convert it.")
 
 
@@ -94,20 +125,20 @@ def _starts_like_a_data_set(head: bytes) -> bool:
     return len(head) >= 16 and (little or big)
 
 
-def _read_picture(path: str | Path, kind: Format) -> RawImage:
+def _read_picture(content: bytes, path: str | Path, kind: Format) -> RawImage:
+    """The picture, once its own header has been found to be of a size that is read, and its checksums right."""
     if kind == "png":
-        _check_png_chunks(path)
+        if content[12:16] == b"IHDR":
+            check_pixel_count(int.from_bytes(content[20:24]), int.from_bytes(content[16:20]), path)
+        _check_png_chunks(content, path)
+    elif declared := declared_shape(content):
+        check_pixel_count(declared.rows, declared.columns, path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            with Image.open(path, formats=[kind.upper()]) as image:
-                check_pixel_count(image.height, image.width, path)
-                if kind == "png" and getattr(image, "n_frames", 1) > 1:
-                    raise ImageError(
-                        f"{path}: an animated PNG of {getattr(image, 'n_frames', 1)} frames; store one frame."
-                    )
-                image.load()
-                pixels, bits = _pixels(ImageOps.exif_transpose(image))
+        with Image.open(BytesIO(content), formats=[kind.upper()]) as image:
+            check_pixel_count(image.height, image.width, path)
+            if kind == "png" and getattr(image, "n_frames", 1) > 1:
+                raise ImageError(f"{path}: an animated PNG of {getattr(image, 'n_frames', 1)} frames; store one frame.")
+            pixels, bits = _pixels(image, content)
     except ImageError:
         raise
     except _DAMAGED as error:
@@ -115,24 +146,46 @@ def _read_picture(path: str | Path, kind: Format) -> RawImage:
     return RawImage(pixels, bits, kind)
 
 
-def _pixels(image: Image.Image) -> tuple[NDArray[np.float32], int]:
-    """The intensities of a loaded picture, alpha over black, and the depth of one channel."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float32)
-        if "transparency" in image.info:
-            values[values == image.info["transparency"]] = 0
+def _pixels(image: ImageFile, content: bytes) -> tuple[NDArray[np.float32], int]:
+    """The intensities of an opened picture, upright, alpha over black, and the depth of one channel."""
+    if image.tile and image.tile[0].args in ("RGB;16B", "RGBA;16B"):
+        return _deep_colour(content), 16
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        values = np.asarray(upright).astype(np.float32)
+        if "transparency" in upright.info:
+            values[values == upright.info["transparency"]] = 0
         return values / np.float32(65535), 16
-    bits = 1 if image.mode == "1" else 8
-    if image.has_transparency_data:
-        rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / np.float32(255)
+    bits = 1 if upright.mode == "1" else 8
+    if upright.has_transparency_data:
+        rgba = np.asarray(upright.convert("RGBA"), dtype=np.float32) / np.float32(255)
         return grey_if_equal(rgba[..., :3] * rgba[..., 3:]), bits
-    values = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    values = np.asarray(upright.convert("L" if upright.mode in ("1", "L") else "RGB"))
     return grey_if_equal(values).astype(np.float32) / np.float32(255), bits
 
 
-def _check_png_chunks(path: str | Path) -> None:
+def _deep_colour(content: bytes) -> NDArray[np.float32]:
+    """A PNG of 16 bits a channel, of which Pillow keeps 8: read twice, as big-endian words and as little-endian ones.
+
+    Pillow keeps the upper byte of each word, so the second time it keeps the lower one.
+    """
+    halves = []
+    for order in "BL":
+        with Image.open(BytesIO(content), formats=["PNG"]) as image:
+            image.tile = [tile._replace(args=f"{image.mode};16{order}") for tile in image.tile]
+            halves.append(np.asarray(ImageOps.exif_transpose(image)).astype(np.float32))
+            transparent = image.info.get("transparency")
+    values = halves[0] * 256 + halves[1]
+    if transparent is not None:
+        values[(values == transparent).all(axis=2)] = 0
+    values /= np.float32(65535)
+    return grey_if_equal(values[..., :3] * values[..., 3:] if values.shape[2] == 4 else values)
+
+
+def _check_png_chunks(content: bytes, path: str | Path) -> None:
     """Raise `ImageError` where a PNG ends early or a checksum is wrong: Pillow decodes some of these without a word."""
-    data = memoryview(Path(path).read_bytes())
+    data = memoryview(content)
     at, name = len(_PNG), b""
     while name != b"IEND":
         length = int.from_bytes(data[at : at + 4])
