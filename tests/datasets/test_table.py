@@ -102,6 +102,19 @@ def test_parquet_is_read_like_csv_whatever_it_is_called(folder):
     assert data.samples["n"].tolist() == [3, 4]
 
 
+@pytest.mark.parametrize("index", [[7, 7], pd.Index(["q", "r"], name="sample_id")])
+def test_a_parquet_file_may_have_any_index(folder, index):
+    frame = pd.DataFrame({"image": ["images/a.png", "images/b.png"], "x": [1, 0], "boxes": ["0 0 1 1", None]}, index)
+    frame.to_parquet(folder / "samples.parquet")
+    column = {"region": "lesion", "kind": "box", "column": "boxes"}
+    data = load_table(folder / "samples.parquet", label_columns=["x"], region_columns=[column])
+    ids = ["q", "r"] if "q" in index else ["images/a", "images/b"]
+    assert data.samples["sample_id"].tolist() == ids
+    assert data.samples.index.tolist() == [0, 1]
+    assert [data.has_region(sample, "lesion") for sample in ids] == [True, False]
+    np.testing.assert_array_equal(data.targets(), [[1], [0]])
+
+
 def test_labels_and_ids_stay_text(folder):
     text = "sample_id,image,label\n007,images/a.png,NA\n1e3,images/b.png,None\n"
     data = load_table(write(folder / "samples.csv", text))
@@ -115,6 +128,13 @@ def test_root_moves_relative_paths_and_leaves_absolute_ones(folder):
     data = load_table(write(folder / "tables" / "samples.csv", text), root=folder / "images")
     assert data.samples["image"].tolist() == [str(folder / "images" / "a.png"), str(folder / "images" / "b.png")]
     assert data.samples["sample_id"].tolist() == ["a", "b"]
+
+
+def test_frames_of_one_file_are_different_samples(folder):
+    text = "image,label\nscans/s.v2.dcm#frame=1,x\nscans/s.v2.dcm#frame=2&window=1,y\nscans/a#1.png,y\n"
+    data = load_table(write(folder / "s.csv", text))
+    assert data.samples["sample_id"].tolist() == ["scans/s.v2#frame=1", "scans/s.v2#frame=2&window=1", "scans/a#1"]
+    assert data.samples["image"][0] == str(folder / "scans" / "s.v2.dcm#frame=1")
 
 
 def test_a_sample_stands_for_an_unknown_patient_and_the_notes_say_so(folder):
@@ -173,7 +193,10 @@ def test_faults_of_a_sample_table(tmp_path, text, options, message):
     [
         ("sample_id,region,kind\na,r,box\n", "no column 'data'"),
         ("sample_id,region,kind,data\nimages/q,r,box,1 1 2 2\n", "not in the sample table: images/q"),
-        ("sample_id,region,kind,data\nimages/a,r,polygon,1 1 2 2\n", "unknown kind 'polygon'. Known: box, mask"),
+        (
+            "sample_id,region,kind,data\nimages/a,r,polygone,1 1 2 2\n",
+            "unknown kind 'polygone'. Did you mean 'polygon'. Known: box, mask, polygon, rle",
+        ),
         ("sample_id,region,kind,data\nimages/a,r,mask,\n", "has no data"),
         ("sample_id,region,kind,data\nimages/a,,box,1 1 2 2\n", "'region' is empty in row 1"),
     ],

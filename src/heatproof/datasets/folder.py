@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from heatproof.datasets.table import REGION_COLUMNS, SAMPLE_COLUMNS, SPLITS, Dataset, some
+from heatproof.datasets.cells import some
+from heatproof.datasets.region_table import REGION_COLUMNS
+from heatproof.datasets.table import SAMPLE_COLUMNS, SPLITS, Dataset
 from heatproof.errors import InputError
 
 
