@@ -9,7 +9,13 @@ from torch import nn
 from heatproof.errors import InputError
 from heatproof.models import Classifier
 from heatproof.models import checkpoint as module
-from heatproof.models.checkpoint import load_checkpoint, read_description, replace_file, save_checkpoint
+from heatproof.models.checkpoint import (
+    load_checkpoint,
+    read_description,
+    remove_temporaries,
+    replace_file,
+    save_checkpoint,
+)
 from heatproof.models.sources import load_classifier
 from support.hf import CONFIG, save_vit
 from support.nets import TinyCNN
@@ -167,6 +173,8 @@ def _damage(folder, **changes):
         (lambda f: _damage(f, source={"library": "keras"}), "unknown library 'keras'"),
         (lambda f: _damage(f, source={"library": "monai"}), "cannot be built"),
         (lambda f: _damage(f, dtype="load"), "unknown floating type 'load'"),
+        (lambda f: _damage(f, weights="model.safetensors"), "not the file"),
+        (lambda f: (f / "model.json").write_bytes(b"\xff\xfe{"), "damaged"),
         (lambda f: _damage(f, preprocessing={"size": 3}), "damaged"),
     ],
 )
@@ -182,6 +190,50 @@ def test_pickles_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "weights.pt"):
         with pytest.raises(InputError, match=r"weights\.pt is a pickle"):
             load_classifier(path)
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_pickle_is_known_by_its_content(tmp_path, archive):
+    """`torch.save` in both of its formats, under names that say nothing, in the place of the weights too."""
+    folder = save_checkpoint(_sources(tmp_path)["net"], tmp_path / "out")
+    for path in (tmp_path / "epoch10", tmp_path / "models" / "best", folder / "model.safetensors"):
+        path.parent.mkdir(exist_ok=True)
+        torch.save({"w": torch.ones(1)}, path, _use_new_zipfile_serialization=archive)
+    for source in (tmp_path / "epoch10", tmp_path / "models", folder):
+        with pytest.raises(InputError, match=r"is a pickle.*Convert it(?s:.*)weights_only=True(?s:.*)save_checkpoint"):
+            load_classifier(source)
+
+
+def test_the_advice_for_a_pickle_works(tmp_path):
+    """The two lines of the message, run as they stand."""
+    torch.manual_seed(4)
+    old = TinyCNN()
+    torch.save(old.state_dict(), tmp_path / "weights.pt")
+    module_ = TinyCNN()
+    module_.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    save_checkpoint(Classifier(module_, classes=["a", "b", "c"], image_size=8), tmp_path / "folder")
+    back = load_checkpoint(tmp_path / "folder", module=TinyCNN())
+    assert torch.equal(back.module.head.weight, old.head.weight)
+
+
+def test_a_single_file_is_no_checkpoint(tmp_path):
+    folder = save_checkpoint(_sources(tmp_path)["net"], tmp_path / "out")
+    with pytest.raises(InputError, match=r"model\.safetensors is no Heatproof checkpoint"):
+        load_classifier(folder / "model.safetensors")
+
+
+def test_weights_of_other_classes_are_refused(tmp_path):
+    folder = save_checkpoint(_sources(tmp_path)["vit"], tmp_path / "out")
+    with pytest.raises(InputError, match=r"was saved with classes=\('a', 'b'\), got \('a', 'c'\)"):
+        load_classifier(folder, classes=["a", "c"])
+
+
+def test_only_what_a_killed_write_left_is_removed(tmp_path):
+    names = [".model.json.123.tmp", ".history.csv.7.tmp", "model.json", ".notes.tmp", "x.1.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    remove_temporaries(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
 
 
 def test_what_cannot_be_saved(tmp_path):

@@ -49,7 +49,7 @@ def _tiny(seed=0):
 def _intensities(dataset, split, clf):
     table = ImageTable(dataset.subset(split), clf.preprocessing, clf.classes, memory=2**20)
     images = torch.stack([table[i][0] for i in range(len(table))]).float()
-    return images, torch.tensor(table.labels)
+    return images, table.targets.argmax(1)
 
 
 def test_reaches_the_known_answer(dataset):
@@ -71,7 +71,7 @@ def test_one_epoch_equals_adamw_written_out(dataset):
     images, labels = (t.double() if t.is_floating_point() else t for t in _intensities(dataset, "train", clf))
     weights = [p.detach().double().clone() for p in clf.module.parameters()]
     first, second = [torch.zeros_like(w) for w in weights], [torch.zeros_like(w) for w in weights]
-    order_seed = int(np.random.SeedSequence(5).generate_state(3)[0])
+    order_seed = int(np.random.SeedSequence([5, 0]).generate_state(3)[0])
     draws = torch.Generator().manual_seed(order_seed)
     order = torch.randperm(24, generator=draws).split(size)
     losses = []
@@ -85,7 +85,8 @@ def test_one_epoch_equals_adamw_written_out(dataset):
             first[k] = 0.9 * first[k] + 0.1 * gradient
             second[k] = 0.999 * second[k] + 0.001 * gradient**2
             unbiased = first[k] / (1 - 0.9**step), second[k] / (1 - 0.999**step)
-            weights[k] = weights[k] * (1 - lr * decay) - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+            kept = 1 - lr * decay if k == 0 else 1  # the bias is not decayed
+            weights[k] = weights[k] * kept - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
     result = fit(
         clf, dataset, epochs=1, batch_size=size, lr=lr, weight_decay=decay, seed=5, augment=False, device="cpu"
     )
@@ -273,25 +274,6 @@ def test_a_class_or_a_split_lost_to_unreadable_files(tmp_path):
         fit(_linear(), data, **OPTIONS)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": 0}, "epochs"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"lr": 0}, "lr"),
-        ({"weight_decay": -1}, "weight_decay"),
-        ({"patience": 0}, "patience"),
-        ({"precision": "fp16"}, "precision"),
-        ({"device": "tpu"}, "device"),
-        ({"memory_gib": -1}, "memory_gib"),
-        ({"workers": -1}, "workers"),
-    ],
-)
-def test_bad_options(dataset, options, message):
-    with pytest.raises(InputError, match=message):
-        fit(_linear(), dataset, **{**OPTIONS, **options})
-
-
 def test_bad_models(dataset):
     net = nn.Sequential(nn.Flatten(), nn.Linear(256, 3))
     shape = {"image_size": 16, "channels": 1}
@@ -301,7 +283,7 @@ def test_bad_models(dataset):
         (Classifier(net, ["left", "right"], **shape, **known), "3 outputs and 2 classes"),
         (Classifier(net, ["left", "right"], **shape), "normalisation of this model is unknown"),
         (Classifier(net, **shape, **known), "known classes"),
-        (Classifier(net, ["left", "right", "c"], task="multilabel", **shape, **known), "multi-class"),
+        (Classifier(net, ["left", "right", "c"], task="multilabel", **shape, **known), "says nothing about: c"),
         (Classifier(frozen, ["left", "right"], **shape, **known), "No parameter"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -331,7 +313,11 @@ def _interrupt(_):
 @pytest.mark.parametrize(
     ("fail", "error", "message"),
     [
-        (lambda logits: logits * math.nan, InputError, r"training loss became nan in epoch 3.*below 0\.01"),
+        (
+            lambda logits: logits * math.nan,
+            InputError,
+            r"became nan in step 1 of epoch 3.*below lr=0\.01 or grad_clip",
+        ),
         (_interrupt, KeyboardInterrupt, None),
     ],
 )

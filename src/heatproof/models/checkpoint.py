@@ -9,6 +9,7 @@ No pickle is written or read.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -65,21 +66,31 @@ def load_checkpoint(folder: str | Path, *, module: nn.Module | None = None) -> C
         InputError: not a checkpoint, an incomplete or damaged one, another schema version, a pickle, or weights that do
             not fit the network.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_model
-
     description = read_description(folder)
     path = Path(folder) / WEIGHTS
     if module is None:
         module = _build(description["source"], path)
     module.to(_dtype(description["dtype"], path))
+    load_weights(module, folder)
+    return _classifier(module.cpu().eval(), description, path)
+
+
+def load_weights(module: nn.Module, folder: str | Path) -> None:
+    """Load the weights saved in `folder` into `module`, where it is.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    path = Path(folder) / WEIGHTS
     try:
         load_model(module, str(path))
     except (RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{path} does not fit {type(module).__name__}: {' '.join(str(error).split())[:400]}"
         ) from error
-    return _classifier(module.cpu().eval(), description, path)
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -110,7 +121,8 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     )
     if missing:
         raise InputError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}. Save the checkpoint again.")
-    _check_weights(folder / WEIGHTS, description["weights"]["sha256"])
+    weights = description["weights"]
+    _check_weights(folder / WEIGHTS, weights.get("sha256") if isinstance(weights, dict) else None)
     return dict(description)
 
 
@@ -125,6 +137,13 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `replace_file` left in `folder` where its process was killed."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink()
 
 
 def _description(clf: Classifier, extra: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -179,7 +198,7 @@ def _dtype(name: str, path: Path) -> torch.dtype:
     return dtype
 
 
-def _check_weights(path: Path, checksum: str) -> None:
+def _check_weights(path: Path, checksum: str | None) -> None:
     if not path.is_file():
         raise InputError(f"{path.parent} is incomplete: it has no {path.name}. Save the checkpoint again.")
     if _checksum(path) != checksum:
@@ -190,14 +209,27 @@ def _check_weights(path: Path, checksum: str) -> None:
 
 
 def _refuse_pickles(folder: Path) -> None:
-    found = [folder] if folder.suffix in _PICKLES else []
-    if folder.is_dir() and not (folder / DESCRIPTION).exists():
-        found = sorted(file for file in folder.iterdir() if file.suffix in _PICKLES)
-    if found:
-        raise InputError(
-            f"{found[0]} is a pickle, which can run code when it is read. Load it yourself with torch.load(..., "
-            "weights_only=True), wrap the network in Classifier(module, ...) and call save_checkpoint."
-        )
+    """Raise for a pickle, whatever it is called: `folder` itself, the weights in it, or any file where it describes none."""
+    found = [folder] if folder.is_file() else []
+    if folder.is_dir():
+        described = (folder / DESCRIPTION).exists()
+        found = [folder / WEIGHTS] if described else sorted(file for file in folder.iterdir() if file.is_file())
+    for file in found:
+        if file.suffix in _PICKLES or _is_pickled(file):
+            raise InputError(
+                f"{file} is a pickle, which can run code when it is read. Convert it where you trust it:\n"
+                f"  module.load_state_dict(torch.load({file.name!r}, weights_only=True))\n"
+                "  save_checkpoint(Classifier(module, classes=[...], ...), 'folder')"
+            )
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether a file begins as `torch.save` (a ZIP archive, formerly a bare pickle) or `pickle` of protocol 2 to 5 does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
 def _checksum(path: Path) -> str:
