@@ -1,4 +1,4 @@
-"""Intervals against scipy's bootstrap on the same resamples, Wilson's closed form, and their coverage."""
+"""Intervals against scipy's bootstrap on the same resamples, and Wilson's closed form."""
 
 import math
 
@@ -7,7 +7,16 @@ import pytest
 from scipy import stats
 
 from heatproof.errors import InputError
-from heatproof.statistics import Interval, intervals, patient_bootstrap, patient_bootstrap_statistic
+from heatproof.statistics import (
+    Interval,
+    drawn_counts,
+    interval_of_draws,
+    patient_bootstrap,
+    patient_bootstrap_columns,
+    patient_bootstrap_statistic,
+    resampling,
+    wilson,
+)
 
 
 def _names(counts):
@@ -15,24 +24,31 @@ def _names(counts):
     return [f"p{i:04d}" for i, count in enumerate(counts) for _ in range(count)]
 
 
-def _scipy(values, counts, **options):
+def _widened(level, counts):
+    """The level at which draws of few patients have their bounds, from the definitions."""
+    k = sum(counts) ** 2 / sum(count**2 for count in counts)
+    return 2 * stats.norm.cdf(math.sqrt(k / (k - 1)) * stats.t.ppf((1 + level) / 2, k - 1)) - 1
+
+
+def _scipy(values, counts, level):
     """scipy's BCa over patients: the ratio of two sums, resampled together, from the same random stream."""
     sums = np.array([part.sum() for part in np.split(values, np.cumsum(counts)[:-1])])
-    result = stats.bootstrap(
+    return stats.bootstrap(
         (sums, np.asarray(counts, float)), lambda s, c, axis: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
-        n_resamples=2000, batch=2000, rng=np.random.default_rng(3), **options,
-    )  # fmt: skip
-    return result.confidence_interval
+        n_resamples=2000, batch=2000, rng=np.random.default_rng(3), confidence_level=_widened(level, counts),
+    ).confidence_interval  # fmt: skip
 
 
 @pytest.mark.parametrize("level", [0.95, 0.8])
 @pytest.mark.parametrize("clustered", [False, True])
-def test_mean_equals_scipy_bca_on_the_same_resamples(clustered, level):
+@pytest.mark.parametrize("tied", [False, True])  # many draws equal the estimate
+def test_mean_equals_scipy_bca_on_the_same_resamples(tied, clustered, level):
     random = np.random.default_rng(0)
     counts = random.integers(1, 5, size=23) if clustered else np.ones(23, int)
     values = random.exponential(size=counts.sum())
+    values = (values > 1.4).astype(float) if tied else values
     got = patient_bootstrap(values, _names(counts), seed=3, level=level)
-    want = _scipy(values, counts, method="BCa", confidence_level=level)
+    want = _scipy(values, counts, level)
     assert got.estimate == pytest.approx(values.mean(), rel=1e-12)
     assert (got.low, got.high) == pytest.approx((want.low, want.high), rel=1e-10)
     assert (got.n, got.patients, got.nan, got.method) == (len(values), 23, 0, "bca")
@@ -50,10 +66,60 @@ def test_statistic_equals_scipy_bca_and_percentile():
         got = patient_bootstrap_statistic(correlation, _names([1] * 40), x, y, seed=3, draws=500, method=method)
         want = stats.bootstrap(
             (x, y), correlation, paired=True, vectorized=False, n_resamples=500, batch=500, method=theirs,
-            rng=np.random.default_rng(3),
+            rng=np.random.default_rng(3), confidence_level=_widened(0.95, [1] * 40),
         ).confidence_interval  # fmt: skip
         assert (got.low, got.high) == pytest.approx((want.low, want.high), rel=1e-9)
         assert got.method == method
+
+
+def test_columns_are_the_bootstraps_of_each_whatever_is_undefined():
+    """A patient without a value in a column is not drawn for it; every special case keeps its own bounds."""
+    random = np.random.default_rng(8)
+    patients = [f"p{i}" for i in random.integers(0, 12, size=40)]
+    table = random.normal(size=(40, 8))
+    table[np.isin(patients, ["p3", "p7"]), 1] = np.nan
+    table[random.random(40) < 0.3, 2] = np.nan
+    table[:, 3] = np.nan
+    table[:, 4], table[:, 5] = 1.0, 0.25
+    table[np.array(patients) != "p1", 6] = np.nan  # one patient only
+    found = patient_bootstrap_columns(table, patients, seed=2, draws=300)
+    assert [f.method for f in found] == ["bca", "bca", "bca", "none", "wilson", "point", "none", "bca"]
+    assert [f.patients for f in found] == [12, 10, 11, 0, 12, 12, 1, 12]
+    for column, one in zip(table.T, found, strict=True):
+        alone = patient_bootstrap(column, patients, seed=2, draws=300)
+        assert (one.method, one.n, one.patients, one.nan) == (alone.method, alone.n, alone.patients, alone.nan)
+        assert (one.estimate, one.low, one.high) == pytest.approx(
+            (alone.estimate, alone.low, alone.high), rel=1e-12, nan_ok=True
+        )
+        kept = ~np.isnan(column)
+        dropped = patient_bootstrap(column[kept], np.array(patients)[kept], seed=2, draws=300)
+        assert (alone.low, alone.high) == pytest.approx((dropped.low, dropped.high), rel=1e-12, nan_ok=True)
+
+
+def test_a_patient_with_nearly_all_images_leaves_the_bounds_at_the_outermost_draws():
+    """Then the effective number of patients is near one, and the draws show nothing."""
+    values, patients = np.r_[np.zeros(1000), 1.0, 0.5], ["a"] * 1000 + ["b", "c"]
+    found = patient_bootstrap(values, patients)
+    assert (found.low, found.high) == (0, 1)  # a, a, a and b, b, b
+
+
+def test_draws_of_one_patient_or_of_nothing_bound_nothing():
+    nan = pytest.approx(math.nan, nan_ok=True)
+    for found in (
+        interval_of_draws(0.5, [0.5, 0.5], None, [3]),
+        interval_of_draws(math.nan, [0.5, 0.4], None, [3, 1]),
+        interval_of_draws(0.5, [math.nan] * 2, None, [3, 1]),
+    ):
+        assert (found.low, found.high, found.method) == (nan, nan, "none")
+    assert (found.n, found.patients, found.nan_draws) == (4, 2, 2)
+
+
+def test_drawn_counts_are_those_of_the_draws():
+    counts = np.concatenate(list(drawn_counts(7, draws=50, seed=3)))
+    patients = np.concatenate(list(resampling.drawn_patients(7, draws=50, seed=3)))
+    assert counts.shape == (50, 7)
+    for weights, drawn in zip(counts, patients, strict=True):
+        assert list(weights) == [list(drawn).count(p) for p in range(7)]
 
 
 def test_statistic_of_the_mean_is_the_fast_path():
@@ -84,7 +150,7 @@ def test_rows_in_any_order_give_the_same_interval():
 def test_block_size_does_not_matter_and_the_seed_does(monkeypatch):
     values, patients = np.random.default_rng(5).normal(size=30), np.arange(30)
     whole, other = patient_bootstrap(values, patients), patient_bootstrap(values, patients, seed=1)
-    monkeypatch.setattr(intervals, "_BLOCK_CELLS", 100)
+    monkeypatch.setattr(resampling, "_BLOCK_CELLS", 100)
     assert patient_bootstrap(values, patients) == whole
     assert other.low != whole.low
 
@@ -106,6 +172,18 @@ def test_agreeing_binary_scores_get_wilsons_interval(share):
     assert got.method == "wilson"
 
 
+@pytest.mark.parametrize(("successes", "n", "level"), [(0, 1, 0.95), (1, 10, 0.95), (7, 12, 0.9), (50, 50, 0.99)])
+def test_wilson_is_scipys(successes, n, level):
+    theirs = stats.binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
+    assert wilson(successes, n, level) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("given", [(1, 0), (-1, 5), (6, 5), (1, 2.5), (1, 5, 1.0)])
+def test_wilson_bad_input(given):
+    with pytest.raises(InputError, match=r"n must be|successes must|level must"):
+        wilson(*given)
+
+
 def test_degenerate_cases_are_as_documented():
     nan = pytest.approx(math.nan, nan_ok=True)
     empty = patient_bootstrap([np.nan, np.nan], ["a", "b"])
@@ -114,6 +192,9 @@ def test_degenerate_cases_are_as_documented():
     assert (single.estimate, single.low, single.high, single.method) == (pytest.approx(0.3), nan, nan, "none")
     point = patient_bootstrap([0.0, 0.6, 0.0, 0.6], ["a", "a", "b", "b"])
     assert (point.estimate, point.low, point.high, point.method) == (0.3, 0.3, 0.3, "point")
+    # the two sums differ by rounding, which is much where they cancel
+    assert patient_bootstrap([0.1, 0.2, 0.3, 0.3, 0.2, 0.1], list("aaabbb")).method == "point"
+    assert patient_bootstrap([0.1, 0.2, -0.3, -0.3, 0.2, 0.1], list("aaabbb"), share=False).method == "point"
     two = patient_bootstrap([0.2, 0.4], ["a", "b"])  # the draws are 0.2, 0.3, 0.3 and 0.4
     assert (two.low, two.high, two.method) == (pytest.approx(0.2), pytest.approx(0.4), "bca")
 
@@ -131,23 +212,8 @@ def test_undefined_draws_are_counted_and_an_undefined_jackknife_gives_percentile
         return float((a > 0).mean()) if (a > 0).any() else math.nan
 
     got = patient_bootstrap_statistic(share, list("abcd"), values)
-    assert (got.estimate, got.low, got.high, got.method) == (0.25, 0.25, 0.75, "percentile")
-
-
-def test_coverage():
-    """Images within a patient agree: patients as units cover 95 %, images as units do not."""
-    random = np.random.default_rng(6)
-    covered = np.zeros(2)
-    counts = np.tile([1, 3, 5], 13)
-    patients = np.repeat(np.arange(39), counts)
-    for _ in range(300):
-        values = random.gamma(2, 0.5, size=39)[patients] + 0.1 * random.normal(size=len(patients))
-        for unit, names in enumerate((patients, np.arange(len(patients)))):
-            interval = patient_bootstrap(values, names, draws=1000)
-            covered[unit] += interval.low <= 1 <= interval.high
-    right, wrong = covered / 300
-    assert 0.90 <= right <= 0.98  # 0.95 less BCa's small-sample shortfall, three standard errors of 300 replicates
-    assert wrong < 0.85
+    # one draw of 175 that have the positive is four times it: at four patients that is within the bounds
+    assert (got.estimate, got.low, got.high, got.method) == (0.25, 0.25, 1.0, "percentile")
 
 
 @pytest.mark.parametrize(
