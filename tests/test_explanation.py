@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import heatproof as hp
 from heatproof.errors import InputError
+from heatproof.explanation import explain_native, to_input_resolution
 from support.nets import TinyCNN, TinyViT
 
 
@@ -99,3 +100,22 @@ def test_duplicate_names_are_refused() -> None:
         def again(model: Any, images: Tensor, targets: Any) -> Tensor:
             """Never registered."""
             return images
+
+
+@pytest.mark.parametrize(("method", "several"), [("attention", True), ("transformer_lrp", False), ("lrp_z", False)])
+def test_native_maps_and_their_upsampling_are_the_two_halves_of_explain(method: str, several: bool) -> None:
+    model, images = TinyViT(depth=2).eval(), torch.rand(3, 3, 32, 32)
+    targets = torch.tensor([[0, 1], [1, 2], [4, 0]]) if several else torch.tensor([0, 3, 1])
+    native = explain_native(model, images, targets, method=method, batch_size=2)
+    assert native.shape == (3, 2 if several else 1, *((32, 32) if method == "lrp_z" else (4, 4)))
+    full = to_input_resolution(native, (32, 32), hp.methods()[method])
+    for resolution, maps in (("native", native), ("input", full)):
+        expected = hp.explain(model, images, targets, method=method, resolution=resolution)
+        torch.testing.assert_close(maps if several else maps[:, 0], expected)
+
+
+def test_upsampling_is_the_methods_own() -> None:
+    grid = torch.tensor([[[[0.0, 4.0]]]])
+    nearest, bilinear = (to_input_resolution(grid, (1, 4), hp.methods()[name]) for name in ("attention", "gradcam"))
+    assert nearest.flatten().tolist() == [0, 0, 4, 4]
+    assert bilinear.flatten().tolist() == [0, 1, 3, 4]

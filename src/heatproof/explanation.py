@@ -77,12 +77,64 @@ def explain(
         >>> explain(net.eval(), torch.rand(2, 1, 8, 8), [0, 1], method="lrp_epsilon").shape
         torch.Size([2, 8, 8])
     """
+    check_choice("resolution", resolution, ("input", "native"))
+    found = explain_native(
+        model,
+        images,
+        targets,
+        method=method,
+        against=against,
+        keys=keys,
+        batch_size=batch_size,
+        precision=precision,
+        progress=progress,
+        strict=strict,
+        seed=seed,
+        **options,
+    )
+    if resolution == "input":
+        found = to_input_resolution(found, images.shape[-2:], EXPLAINERS[method])
+    several = targets is not None and torch.as_tensor(targets).ndim == 2
+    return found if several else found[:, 0]
+
+
+def explain_native(
+    model: Classifier | nn.Module,
+    images: Tensor,
+    targets: Tensor | Sequence[int] | None = None,
+    *,
+    method: str,
+    against: Tensor | int | None = None,
+    keys: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "fp32",
+    progress: bool = False,
+    strict: bool = True,
+    seed: int = 0,
+    **options: Any,
+) -> Tensor:
+    """Maps on the method's own grid, for those who need that as well as the maps of the images' size.
+
+    Arguments and errors are those of `explain`; `to_input_resolution` makes its maps of these.
+
+    Returns:
+        Raw maps, float32 `[B, T, h, w]`, with T = 1 where targets are `[B]`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> images = torch.rand(2, 1, 8, 8)
+        >>> native = explain_native(net.eval(), images, [0, 1], method="gradcam")
+        >>> native.shape
+        torch.Size([2, 1, 6, 6])
+        >>> maps = to_input_resolution(native, (8, 8), methods()["gradcam"])
+        >>> torch.equal(maps[:, 0], explain(net, images, [0, 1], method="gradcam"))
+        True
+    """
     classifier = as_classifier(model)
     entry = EXPLAINERS[method]
     entry.check_options(options)
     check_images(images)
     check_precision(precision, images.device)
-    check_choice("resolution", resolution, ("input", "native"))
     if precision == "bf16" and entry.family == "relevance":
         raise InputError(f"{method} needs precision='fp32': relevance is a sum of differences that bf16 rounds away.")
     random = SampleRandom(seed, check_keys(keys, images))
@@ -93,7 +145,8 @@ def explain(
         wanted = resolve_targets(classifier, images, targets, against)
         for start in track(range(0, len(images), size), f"explaining by {method}", progress):
             part, chosen = images[start : start + size], wanted.rows(start, start + size)
-            injected: dict[str, Any] = {"strict": strict, "random": random.take(range(start, start + len(part)))}
+            rows = range(start, start + len(part))
+            injected: dict[str, Any] = {"strict": strict, "batch_size": size, "random": random.take(rows)}
             if "probe" in entry.injected:
                 injected["probe"] = bind(
                     classifier,
@@ -106,18 +159,20 @@ def explain(
             given = {name: injected[name] for name in entry.injected}
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 maps = entry.function(classifier, part.detach(), chosen, **given, **options)
-            chunks.append(_at_resolution(maps.detach().float(), images, entry, resolution))
-    found = torch.cat(chunks)
-    several = targets is not None and torch.as_tensor(targets).ndim == 2
-    return found if several else found[:, 0]
+            chunks.append(maps.detach().float())
+    return torch.cat(chunks)
 
 
-def _at_resolution(maps: Tensor, images: Tensor, entry: Explainer, resolution: Resolution) -> Tensor:
-    """`[B, T, h, w]` -> `[B, T, H, W]`."""
-    if resolution == "native" or maps.shape[-2:] == images.shape[-2:]:
+def to_input_resolution(maps: Tensor, size: Sequence[int], entry: Explainer) -> Tensor:
+    """Maps of `entry` on its own grid, `[B, T, h, w]`, to `size` (height, width), upsampled as the method is.
+
+    >>> to_input_resolution(torch.tensor([[[[1.0, 2.0]]]]), (1, 4), methods()["attention"])
+    tensor([[[[1., 1., 2., 2.]]]])
+    """
+    if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     corners = {"align_corners": False} if entry.upsampling == "bilinear" else {}
-    return F.interpolate(maps, images.shape[-2:], mode=entry.upsampling, **corners)
+    return F.interpolate(maps, tuple(size), mode=entry.upsampling, **corners)
 
 
 def check_images(images: Tensor) -> None:

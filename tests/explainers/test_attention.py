@@ -104,7 +104,10 @@ class Registers(TinyViT):
 
 def last_attention(model: TinyViT, x: Tensor) -> Tensor:
     """Softmax of q kᵀ of the last block, by hand; `x` are its input tokens."""
-    block: Block = model.blocks[-1]  # type: ignore[assignment]
+    return attention_of(model.blocks[-1], x)
+
+
+def attention_of(block: Block, x: Tensor) -> Tensor:
     q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.attn.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
 
@@ -133,13 +136,46 @@ def test_attention_is_upsampled_by_repetition_and_relevance_bilinearly() -> None
     torch.testing.assert_close(full, expected)
 
 
-@pytest.mark.parametrize("method", ["attention", "attention_rollout", "transformer_lrp"])
+def attention_with_gradient(model: TinyViT, image: Tensor, target: int) -> list[tuple[Tensor, Tensor]]:
+    """Attention `[heads, N, N]` of every block and its gradient for the target, with attention written out by hand."""
+    x = model.patch_embed["proj"](image).flatten(2).transpose(1, 2)
+    x = torch.cat([model.cls_token, x], 1) + model.pos_embed
+    kept = []
+    for block in model.blocks:
+        attention = attention_of(block, x)
+        kept.append(attention)
+        value = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.attn.heads, -1)).permute(2, 0, 3, 1, 4)[2]
+        x = x + block.attn.proj((attention @ value).transpose(1, 2).flatten(2))
+        x = x + block.mlp["fc2"](nn.functional.gelu(block.mlp["fc1"](block.norm2(x))))
+    logit = model.head(model.norm(x)[:, 0])[0, target]
+    return [(a[0].detach(), g[0]) for a, g in zip(kept, torch.autograd.grad(logit, kept), strict=True)]
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_generic_attention_is_the_authors_formula(start: int) -> None:
+    """`R ← R + Ā R` with `Ā = mean over heads of (∇A ⊙ A)⁺`, from R = I; the class token's row. One image at a time."""
+    model, images, targets = TinyViT().double().eval(), torch.randn(3, 3, 32, 32).double(), [4, 0, 2]
+    expected = []
+    for n, target in enumerate(targets):
+        relevance = torch.eye(17, dtype=torch.float64)
+        for attention, gradient in attention_with_gradient(model, images[n : n + 1], target)[start:]:
+            mean = sum((gradient[h] * attention[h]).clamp(min=0) for h in range(3)) / 3
+            relevance = relevance + mean @ relevance
+        expected.append(relevance[0, 1:].view(4, 4))
+    options = {"method": "generic_attention", "start_layer": start, "resolution": "native"}
+    found = hp.explain(model, images, targets, **options)
+    assert worst_share(found.double(), torch.stack(expected)) < 1e-6
+    assert not torch.allclose(found[0], hp.explain(model, images, [1, 1, 1], **options)[0])
+
+
+@pytest.mark.parametrize("method", ["attention", "attention_rollout", "generic_attention", "transformer_lrp"])
 def test_a_network_without_attention_is_an_error_that_says_what_to_use(method: str) -> None:
     with pytest.raises(UnsupportedModelError, match="self-attention.*gradcam"):
         hp.explain(TinyCNN().eval(), torch.rand(1, 3, 32, 32), method=method)
 
 
 @pytest.mark.parametrize(("method", "option"), [("attention", "layer"), ("attention_rollout", "start_layer"),
+                                                ("generic_attention", "start_layer"),
                                                 ("transformer_lrp", "start_layer")])  # fmt: skip
 def test_a_layer_that_does_not_exist_is_an_error(method: str, option: str) -> None:
     with pytest.raises(InputError, match=rf"{option} must lie in .*got 9"):

@@ -1,7 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch.nn import functional as F
 
 import heatproof as hp
@@ -55,7 +57,34 @@ def test_random_noise_is_uniform_and_belongs_to_the_sample():
     assert not torch.equal(explain(images, method="control_random", resolution="native", keys=keys, seed=1), native)
 
 
-@pytest.mark.parametrize("name", ["control_random", "control_center"])
+def test_edges_in_closed_form():
+    """The size of a plane's slope within it, and of a step beside it."""
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(10.0), indexing="ij")
+    plane = 0.3 * x - 0.4 * y
+    found = explain(torch.stack([plane, plane + 2])[None], method="control_edges")
+    torch.testing.assert_close(found[0, 1:-1, 1:-1], torch.full((6, 8), 0.5))
+    step = (x >= 5).float()
+    found = explain(step[None, None], method="control_edges")[0]
+    expected = torch.zeros(8, 10)
+    expected[:, 4:6] = 0.5
+    torch.testing.assert_close(found, expected)
+
+
+def test_edges_are_those_of_sobels_filter(images):
+    several = images.repeat(1, 3, 1, 1) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    found = explain(several, method="control_edges")
+    for image, edges in zip(images[:, 0].double().numpy() * 2, found, strict=True):
+        across, down = (ndimage.sobel(image, axis=axis, mode="nearest") / 8 for axis in (1, 0))
+        torch.testing.assert_close(edges.double().numpy(), np.hypot(across, down), atol=1e-5, rtol=1e-5)
+
+
+def test_the_input_is_each_pixels_distance_from_its_channels_mean():
+    image = torch.tensor([[[0.0, 2.0], [4.0, 6.0]], [[1.0, 1.0], [1.0, 5.0]]])
+    found = explain(image[None], method="control_input")[0]
+    assert found.tolist() == [[(3 + 1) / 2, (1 + 1) / 2], [(1 + 1) / 2, (3 + 3) / 2]]
+
+
+@pytest.mark.parametrize("name", ["control_random", "control_center", "control_edges", "control_input"])
 def test_controls_know_no_target_and_are_positive(images, name):
     found = hp.explain(Anything().eval(), images, torch.tensor([[0, 2]] * 4), method=name)
     assert found.shape == (4, 2, 64, 48)

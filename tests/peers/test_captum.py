@@ -1,11 +1,14 @@
-"""Agreement with captum's sensitivity under the same draws."""
+"""Agreement with captum: gradients as they are and integrated, and its sensitivity under the same draws."""
 
+import pytest
 import torch
+from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from captum.metrics import sensitivity_max
 
 import heatproof as hp
 from heatproof.probing import SampleRandom
 from support.cases import Wavy
+from support.nets import TinyCNN, TinyViT
 
 SIZE, COUNT, SAMPLES, RADIUS = 12, 4, 7, 0.3
 
@@ -34,3 +37,26 @@ def test_max_sensitivity():
     found = hp.score(net, images, product(images, targets), metric="max_sensitivity", targets=targets, explain=product,
                      keys=keys, samples=SAMPLES, radius=RADIUS, units="normalized")  # fmt: skip
     assert torch.allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("build", [TinyCNN, TinyViT])
+@pytest.mark.parametrize("steps", [7, 50])
+def test_integrated_gradients(build, steps):
+    model, images, targets = build().double().eval(), torch.randn(2, 3, 32, 32).double(), [2, 0]
+    baseline = torch.randn(1, 3, 32, 32).double()
+    # captum's trapezoid takes the ends; the middle of each step is its "riemann_middle"
+    peer = IntegratedGradients(model).attribute(
+        images, baseline.expand_as(images), target=targets, n_steps=steps, method="riemann_middle"
+    )
+    found = hp.explain(model, images, targets, method="integrated_gradients", baseline=baseline, steps=steps)
+    torch.testing.assert_close(found, peer.sum(1).float(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("build", [TinyCNN, TinyViT])
+def test_gradients(build):
+    model, images, targets = build().eval(), torch.randn(2, 3, 32, 32), [2, 0]
+    saliency = Saliency(model).attribute(images.clone(), target=targets).amax(1)
+    torch.testing.assert_close(hp.explain(model, images, targets, method="saliency"), saliency, atol=1e-6, rtol=1e-4)
+    product = InputXGradient(model).attribute(images.clone(), target=targets).sum(1).detach()
+    found = hp.explain(model, images, targets, method="input_x_gradient")
+    torch.testing.assert_close(found, product, atol=1e-6, rtol=1e-4)

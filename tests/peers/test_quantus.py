@@ -121,3 +121,83 @@ def test_sparseness(case):
     for tried in (maps, maps - 0.5, maps.exp() ** 3):
         expected = evaluate(metric, Wavy(size=SIZE).eval(), images, tried, targets)
         close(hp.score(Classifier(Wavy(size=SIZE).eval()), images, tried, metric="sparseness"), expected)
+
+
+@pytest.mark.parametrize("build", [lambda: Wavy(size=SIZE), lambda: TinyCNN(channels=1)], ids=["smooth", "cnn"])
+@pytest.mark.parametrize("softmax", [True, False])
+def test_faithfulness_correlation_over_the_same_sets(case, build, softmax, monkeypatch):
+    images, maps, targets = case
+    net, keys = build().eval(), [str(i) for i in range(COUNT)]
+    random = SampleRandom(0, keys)
+    sets = iter([row[:20].numpy() for k in range(12) for row in random.permutation(SIZE**2, purpose=f"subset {k}")])
+    monkeypatch.setattr(np.random, "choice", lambda *_, **__: next(sets))
+    metric = quantus.FaithfulnessCorrelation(
+        subset_size=20, nr_runs=12, perturb_baseline="black", return_aggregate=False, **PLAIN
+    )
+    expected = evaluate(metric, net, images, maps - 0.5, targets, softmax=softmax)
+    output = "probability" if softmax else "logit"
+    found = hp.score(net, images, maps - 0.5, metric="faithfulness_correlation", targets=targets, keys=keys, subset_size=20,
+                     runs=12, baseline="min", output=output)  # fmt: skip
+    close(found, expected)
+
+
+@pytest.mark.parametrize("build", [lambda: Wavy(size=SIZE), lambda: TinyCNN(channels=1)], ids=["smooth", "cnn"])
+@pytest.mark.parametrize("step", [4, SIZE, 64])
+def test_pixel_flipping_after_the_first_point(case, build, step):
+    images, maps, targets = case
+    net = build().eval()
+    metric = quantus.PixelFlipping(features_in_step=step, perturb_baseline="black", **PLAIN)
+    expected = evaluate(metric, net, images, maps, targets, softmax=True)
+    x, y = hp.curve(net, images, maps, metric="pixel_flipping", targets=targets, step=step, baseline="min")
+    assert x[0] == 0
+    close(y[:, 1:], expected)
+
+
+def test_the_area_of_pixel_flipping_differs_on_purpose(case, monkeypatch):
+    # Quantus leaves out the unchanged image and takes every step as 1, so its area grows with the number of steps. It asks
+    # for a name that numpy has given up.
+    monkeypatch.setattr(np, "trapz", np.trapezoid, raising=False)
+    images, maps, targets = case
+    net, step = Wavy(size=SIZE).eval(), 16
+    options = {"features_in_step": step, "perturb_baseline": "black", **PLAIN}
+    theirs = evaluate(
+        quantus.PixelFlipping(return_auc_per_sample=True, **options), net, images, maps, targets, softmax=True
+    )
+    given = {"metric": "pixel_flipping", "targets": targets, "step": step, "baseline": "min"}
+    ours, (_, y) = hp.score(net, images, maps, **given), hp.curve(net, images, maps, **given)
+    steps = SIZE**2 // step
+    close(ours, (theirs + (y[:, 0] + y[:, 1]) / 2) / steps)
+    assert (theirs > 1).all()
+
+
+@pytest.mark.parametrize(
+    ("peer", "name", "options"),
+    [
+        (quantus.RelevanceRankAccuracy, "relevance_rank_accuracy", {}),
+        (quantus.TopKIntersection, "top_k_intersection", {"k": 50}),
+        (quantus.AUC, "roi_auc", {}),
+        (quantus.AttributionLocalisation, "attribution_localization", {}),
+    ],
+)
+def test_localization_of_positive_maps(case, peer, name, options):
+    images, maps, targets = case
+    roi = torch.rand(COUNT, SIZE, SIZE) > 0.7
+    given = {"weighted": False} if peer is quantus.AttributionLocalisation else {}
+    expected = evaluate(peer(**options, **given, **PLAIN), Wavy(size=SIZE).eval(), images, maps, targets,
+                        s_batch=roi[:, None].numpy())  # fmt: skip
+    close(hp.score(Wavy(size=SIZE).eval(), images, maps, metric=name, roi=roi, **options), expected)
+
+
+def test_weighted_attribution_localization_differs_on_purpose(case):
+    # Quantus multiplies by the region's share of the image where the source divides by it, and takes that share of all
+    # images after the second rather than of one.
+    images, maps, targets = case
+    roi = torch.rand(COUNT, SIZE, SIZE) > 0.7
+    options = {"weighted": True, **PLAIN}
+    theirs = evaluate(quantus.AttributionLocalisation(**options), Wavy(size=SIZE).eval(), images, maps, targets,
+                      s_batch=roi[:, None].numpy())  # fmt: skip
+    given = {"metric": "attribution_localization", "roi": roi}
+    net, size = Wavy(size=SIZE).eval(), roi.double().sum((1, 2))
+    mass = hp.score(net, images, maps, **given)
+    close(mass.double() * size / ((COUNT - 2) * SIZE**2), theirs)
+    close(hp.score(net, images, maps, weighted=True, **given), mass.double() * SIZE**2 / size)

@@ -38,6 +38,24 @@ def test_transformer_lrp_of_a_timm_model(vit: tuple[nn.Module, dict[str, Tensor]
     assert worst_share(maps, stored[f"transformer_lrp_start{start}"]) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "method", ["lrp_alpha_beta", "lrp_zplus", "deep_taylor", "integrated_gradients", "generic_attention"]
+)
+def test_fused_and_written_out_attention_of_a_timm_model_agree(
+    vit: tuple[nn.Module, dict[str, Tensor]], method: str
+) -> None:
+    """Written out, timm scales the queries; fused, the scores are scaled."""
+    model, stored = vit
+    classifier = hp.Classifier(model.double(), image_size=32, mean=[0.5] * 3, std=[0.5] * 3)
+    maps = []
+    for fused in (True, False):
+        for block in model.blocks:
+            block.attn.fused_attn = fused
+        maps.append(hp.explain(classifier, stored["x"].double().clamp(-1, 1), stored["t"], method=method))
+    torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-5 * float(maps[0].abs().max()))
+    assert maps[0].isfinite().all()
+
+
 def peer_gradcam(model: nn.Module, layer: nn.Module, images: Tensor, targets: list[int], **options: object) -> Tensor:
     with GradCAM(model=model, target_layers=[layer], **options) as cam:
         return torch.from_numpy(np.asarray(cam(images, [ClassifierOutputTarget(t) for t in targets])))

@@ -1,5 +1,7 @@
 """Each rule against a slow replica in float64, written from its formula."""
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 
 from heatproof.errors import UnsupportedModelError, UnsupportedOperationError
 from heatproof.relevance import Preset, presets, run
+from heatproof.relevance.backward import _undefined_at
 from support.nets import TinyCNN, TinyViT
 
 
@@ -165,7 +168,7 @@ def test_a_gate_is_a_constant() -> None:
     torch.testing.assert_close(squeeze, by_hand)
 
 
-@pytest.mark.parametrize("preset", [presets.lrp_z(), presets.lrp_epsilon(1e-12)])
+@pytest.mark.parametrize("preset", [presets.lrp_z(), presets.lrp_epsilon(1e-12), presets.lrp_zplus(start="logit")])
 @pytest.mark.parametrize("how", ["linear", "addmm", "conv"])
 def test_weights_that_depend_on_the_image_take_their_half(how: str, preset: Preset) -> None:
     layers = {
@@ -178,11 +181,6 @@ def test_weights_that_depend_on_the_image_take_their_half(how: str, preset: Pres
     expected = torch.zeros_like(x)
     expected[0, 0, 0] = expected[0, 1, 0] = x[0, 0, 0] * x[0, 1, 0] / 2
     torch.testing.assert_close(found, expected)
-
-
-def test_zplus_refuses_weights_that_depend_on_the_image() -> None:
-    with pytest.raises(UnsupportedOperationError, match="weights that depend on the image"):
-        relevance_of(lambda v: F.linear(v[0, 0], v[0, 1])[:1], torch.rand(1, 2, 3, 3), presets.transformer_attention())
 
 
 def test_the_numerator_of_a_quotient_takes_all() -> None:
@@ -334,8 +332,10 @@ def test_a_target_without_influence_is_an_error() -> None:
 
 @pytest.mark.parametrize("build", [lambda: TinyViT(depth=2), TinyCNN], ids=["vit", "cnn"])
 @pytest.mark.parametrize(
-    "preset", [presets.lrp_z(), presets.lrp_epsilon(), presets.transformer_attention(), presets.NOTHING]
-)
+    "preset",
+    [presets.lrp_z(), presets.lrp_epsilon(), presets.lrp_alpha_beta(), presets.transformer_attention(), presets.NOTHING,
+     presets.deep_taylor(torch.tensor(-1.0), torch.tensor(2.0))],
+)  # fmt: skip
 def test_values_are_the_models_own_and_both_ways_back_are_true(build: Callable[[], nn.Module], preset: Preset) -> None:
     """One pass with both ways back: its gradient phase is the plain gradient, whatever the rules."""
     model = build().double().eval()
@@ -351,3 +351,30 @@ def test_values_are_the_models_own_and_both_ways_back_are_true(build: Callable[[
 def test_a_logit_of_exactly_zero_is_undefined_where_relevance_starts_at_one() -> None:
     passed = run(Whole(lambda v: v - v.detach()), torch.rand(1, 1), presets.lrp_z(start="one"))
     assert passed.relevance(passed.logits[:, 0]).isnan().all()
+
+
+def test_an_undefined_sample_is_so_in_each_of_its_heads() -> None:
+    """Some models fold heads into the batch, sample by sample."""
+    folded = _undefined_at(torch.tensor([False, True]), torch.zeros(6, 2, 2))
+    assert folded.isnan().flatten(1).all(1).tolist() == [False, False, False, True, True, True]
+
+
+def pool_between_convolutions() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 169, 2))
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: TinyViT(depth=1), TinyCNN, pool_between_convolutions], ids=["vit", "cnn", "pool"]
+)
+@pytest.mark.parametrize("name", ["lrp_z", "lrp_epsilon", "lrp_zplus", "deep_taylor"])
+def test_a_pass_is_freed_with_its_last_reference(build: Callable[[], nn.Module], name: str) -> None:
+    """The graph and the mode do not hold each other: the collector cannot see through the graph."""
+    options = (torch.tensor(-1.0), torch.tensor(1.0)) if name == "deep_taylor" else ()
+    gc.disable()
+    try:
+        passed = run(build().eval(), torch.rand(1, 3, 32, 32), getattr(presets, name)(*options))
+        mode = weakref.ref(passed.mode)
+        del passed
+        assert mode() is None
+    finally:
+        gc.enable()

@@ -92,6 +92,29 @@ def transformer_lrp(
     return torch.stack(maps, 1)
 
 
+@explainer("generic_attention", family="attention", signed=False, needs={"attention"}, paper="chefer2021generic")
+def generic_attention(model: Classifier, images: Tensor, targets: Targets, *, start_layer: int = 0) -> Tensor:
+    """Attention weighted by its own gradient, followed through the blocks (Chefer, Gur and Wolf's generic method).
+
+    In each block `Ā = I + mean over heads of (G ⊙ A)⁺` with the attention A and its gradient G for the target; the map is
+    the class token's row of the product of the Ā. `start_layer` is the first block that counts.
+
+    Returns:
+        Maps `[B, T, h, w]` on the token grid; models without a class token: the mean over the tokens they pool.
+    """
+    passed = run(model, images, presets.NOTHING)
+    matrices = attention_matrices(passed)
+    maps = []
+    for score in targets.score(passed.logits).unbind(1):
+        gradients = passed.per_unit(score, matrices, phase="gradient")
+        layout = token_layout(passed, per_head(gradients[-1], len(images)))
+        weighted = [
+            _mean_positive(per_head(g * a.detach(), len(images))) for g, a in zip(gradients, matrices, strict=True)
+        ]
+        maps.append(layout.map_of(_chain(weighted, start_layer)))
+    return torch.stack(maps, 1)
+
+
 def _mean_positive(weighted: Tensor) -> Tensor:
     """`I + mean over heads of the positive part`, `[B, N, N]`."""
     return weighted.clamp(min=0).mean(1) + torch.eye(weighted.shape[-1], device=weighted.device)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from heatproof.explainers.registry import explainer
 from heatproof.models import Classifier, Targets
@@ -31,6 +32,31 @@ def control_center(model: Classifier, images: Tensor, targets: Targets) -> Tenso
     """
     height, width = (_bell(side, images.device) for side in images.shape[-2:])
     return (height[:, None] * width).expand(len(images), targets.count, -1, -1)
+
+
+@explainer("control_edges", family="control", signed=False, paper="adebayo2018sanity")
+def control_edges(model: Classifier, images: Tensor, targets: Targets) -> Tensor:  # noqa: ARG001
+    """The image's own edges: the size of its slope by Sobel's filter, the same for every target.
+
+    Returns:
+        Maps `[B, T, H, W]`: change of the channels' mean by pixel, in model-input units; the border is repeated outwards.
+    """
+    grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    smooth, slope = images.new_tensor([1.0, 2.0, 1.0]) / 4, images.new_tensor([-1.0, 0.0, 1.0]) / 2
+    across = F.conv2d(grey, (smooth[:, None] * slope)[None, None])
+    down = F.conv2d(grey, (slope[:, None] * smooth)[None, None])
+    return torch.hypot(across, down).expand(-1, targets.count, -1, -1)
+
+
+@explainer("control_input", family="control", signed=False, paper="adebayo2018sanity")
+def control_input(model: Classifier, images: Tensor, targets: Targets) -> Tensor:  # noqa: ARG001
+    """The image itself: each pixel's distance from its channel's mean, the same for every target.
+
+    Returns:
+        Maps `[B, T, H, W]`: the mean over channels of `|x − mean|`, in model-input units.
+    """
+    distance = (images - images.mean((2, 3), keepdim=True)).abs()
+    return distance.mean(1, keepdim=True).expand(-1, targets.count, -1, -1)
 
 
 def _bell(side: int, device: torch.device) -> Tensor:

@@ -1,11 +1,12 @@
 """The explainers by name.
 
 An explainer is a function `(model, images, targets, *, options...) -> maps`: a `Classifier`, images `[B, C, H, W]`,
-`Targets` `[B, T]`, and maps `[B, T, h, w]` on the method's own grid (the front door upsamples them). It may ask for two
-things by keyword, which the front door fills in:
+`Targets` `[B, T]`, and maps `[B, T, h, w]` on the method's own grid (the front door upsamples them). It may ask for these
+by keyword, which the front door fills in:
 
 * `random`: a `SampleRandom`, one stream of random numbers a sample;
 * `probe`: `probe(masks, baseline=..., output=...) -> [B, K, T]`, the model on masked versions of the images;
+* `batch_size`: how many images may go through the model at a time and back;
 * `strict`: whether an operation without a relevance rule is an error.
 """
 
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from heatproof.registry import Entry, Registry, entry_fields
 
-INJECTED = frozenset({"random", "probe", "strict"})
+INJECTED = frozenset({"random", "probe", "batch_size", "strict"})
 Upsampling = Literal["bilinear", "nearest"]
 
 

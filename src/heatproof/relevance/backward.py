@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from heatproof.errors import UnsupportedModelError
 from heatproof.relevance.capture import Capture
 from heatproof.relevance.mode import Preset, RelevanceMode
+from heatproof.relevance.routing import Way
 
 Model = Callable[[Tensor], Tensor]
 
@@ -30,30 +30,48 @@ class ForwardPass:
         """Attention probabilities, token grid and feature maps that the pass showed."""
         return self.mode.capture
 
-    def per_unit(
-        self, score: Tensor, tensors: Sequence[Tensor], *, phase: Literal["relevance", "gradient"] = "relevance"
-    ) -> list[Tensor]:
+    def per_unit(self, score: Tensor, tensors: Sequence[Tensor], *, phase: Way = "relevance") -> list[Tensor]:
         """`c = R / x` of each tensor for the score `[B]` (or its gradient, in the gradient phase).
 
         Raises:
             UnsupportedOperationError: relevance met an operation without a rule (strict).
             UnsupportedModelError: a tensor has no influence on the score.
         """
-        self.mode.phase.name = phase
-        with torch.inference_mode(False):
-            start = torch.ones_like(score)
-            if phase == "relevance" and self.mode.preset.start == "one":
-                start = torch.where(score == 0, torch.nan, 1 / score.detach())
-            found = torch.autograd.grad(score, list(tensors), start, retain_graph=True, allow_unused=True)
+        found = self._way_back(score, tensors, phase)
         if any(c is None for c in found):
             raise UnsupportedModelError(
                 "The target does not depend on what is to be explained: part of the model is detached or runs under no_grad."
             )
-        return list(found)
+        return [c for c in found if c is not None]
 
     def relevance(self, score: Tensor) -> Tensor:
         """Relevance of each input value for the score `[B]`: `[B, C, H, W]`."""
-        return self.images.detach() * self.per_unit(score, [self.images])[0]
+        if self.mode.trail is None:
+            return self.images.detach() * self.per_unit(score, [self.images])[0]
+        c, direct = self._way_back(score, [self.images, self.mode.trail.direct], "relevance")
+        if direct is None:
+            raise UnsupportedModelError(
+                f"{self.mode.preset.name} has a rule of its own for the first layers, and none was found: a dense layer or "
+                "convolution whose input is the image, moved or rescaled at most. Use lrp_zplus or lrp_epsilon."
+            )
+        return direct if c is None else direct + self.images.detach() * c
+
+    def _way_back(self, score: Tensor, tensors: Sequence[Tensor], phase: Way) -> Sequence[Tensor | None]:
+        self.mode.phase.name = phase
+        from_one = phase == "relevance" and self.mode.preset.start == "one"
+        with torch.inference_mode(False):
+            start = torch.where(score == 0, 0.0, 1 / score.detach()) if from_one else torch.ones_like(score)
+            found = torch.autograd.grad(score, list(tensors), start, retain_graph=True, allow_unused=True)
+        undefined = score == 0
+        if not from_one or not undefined.any():
+            return found
+        return [None if c is None else _undefined_at(undefined, c) for c in found]
+
+
+def _undefined_at(rows: Tensor, c: Tensor) -> Tensor:
+    """`c` with NaN for the samples at `rows` (bool `[B]`); its first axis may fold the batch with heads."""
+    of_each = rows.repeat_interleave(len(c) // len(rows))
+    return c.masked_fill(of_each.view(-1, *[1] * (c.ndim - 1)), torch.nan)
 
 
 def run(
@@ -84,6 +102,8 @@ def run(
         leaf = images.detach().clone().requires_grad_(gradients)
         mode = RelevanceMode(module, preset, leaf, both=both, strict=strict)
         entrance = leaf * 1  # a leaf could not be written into by the model
+        if mode.trail is not None:
+            mode.trail.start(entrance)
         with mode:
             logits = model(entrance)
     return ForwardPass(leaf, logits, mode)

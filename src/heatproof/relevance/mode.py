@@ -12,9 +12,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from heatproof.relevance import routing
 from heatproof.relevance.capture import Capture
+from heatproof.relevance.first_layer import ImageTrail, ImageView
+from heatproof.relevance.layers import Layer
 from heatproof.relevance.linearity import nonlinear_nodes
 from heatproof.tracing import Operation, Tracer, live_tensors, map_tensors
 
@@ -52,14 +55,32 @@ class Call:
 
 Rule = Callable[[Call], Any]
 
+LinearRule = Callable[[Layer, Tensor, Tensor], Sequence[Tensor | None]]
+"""`(layer, c, z) -> c_x`, one for each input of the layer."""
+
+
+@dataclass(frozen=True)
+class FirstRule:
+    """A rule of the first layers that is no multiple of x: `rule(layer, view, c, z)` is R at the layer's input.
+
+    `limits` are the least and largest values of the image, broadcast to `[B, C, H, W]`, where the rule looks at them.
+    """
+
+    rule: Callable[[Layer, ImageView, Tensor, Tensor], Tensor]
+    limits: tuple[Tensor, ...] = ()
+
 
 @dataclass(frozen=True)
 class Preset:
-    """Rules by operation name; an operation without one must be linear. `start` is R at the target: its logit, or 1."""
+    """Rules by operation name; an operation without one must be linear. `start` is R at the target: its logit, or 1.
+
+    `first` takes the place of the rule of a first layer, see `first_layer`.
+    """
 
     name: str
     rules: Mapping[str, Rule] = field(default_factory=dict)
     start: Start = "logit"
+    first: FirstRule | None = None
 
 
 class RelevanceMode(Tracer):
@@ -76,20 +97,30 @@ class RelevanceMode(Tracer):
         self.phase = routing.Phase()
         self.capture = Capture(images.shape)
         self.gaps: list[str] = []
+        self.trail = None if preset.first is None else ImageTrail(images, preset.first.limits)
+        self._layers = WeakTensorKeyDictionary()
         self._gates: list[Tensor] = []
         self._kept: defaultdict[int, list[weakref.ref[Tensor]]] = defaultdict(list)
 
     def operation(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation under its rule, in the model's stead."""
-        if next(live_tensors((args, kwargs)), None) is None:
+        live = list(live_tensors((args, kwargs)))
+        read = [layer for tensor in live if (layer := self.made_by(tensor)) is not None]
+        if not live:
             result = operation.function(*args, **kwargs)
         elif operation.name == "setitem":
             result = self._set_item(operation, args)
         else:
             args, kwargs, inplace = operation.split_flag(args, kwargs)
+            note_view = self.trail.follow(operation, args, kwargs) if self.trail is not None else None
             result = self._value(Call(operation, args, kwargs, self))
             if inplace:
                 result = self._write(args[0], result)
+            if note_view is not None:
+                note_view(result)
+        if next(live_tensors(result), None) is not None:  # a question about its shape is no use
+            for layer in read:
+                layer.uses += 1
         self.capture.see(operation.name, args, result)
         return result
 
@@ -115,6 +146,33 @@ class RelevanceMode(Tracer):
         if not self.strict:
             return result
         return map_tensors(lambda t: routing.refuse(t, message, self.phase) if t.requires_grad else t, result)
+
+    def through(self, layer: Layer, back: LinearRule, *more: Tensor) -> Tensor:
+        """The value of a linear layer; relevance goes back by `back` to its targets and to `more`."""
+        kept = self.keep(layer.output)
+        targets = [*layer.targets, *more]
+        rest = [None] * (len(targets) - len(layer.inputs))
+        return routing.route(
+            layer.output,
+            targets,
+            lambda c: back(layer, c, kept),
+            self.phase,
+            gradient=lambda c: [*layer.transposed(c), *rest],
+        )
+
+    def view_of(self, tensor: Tensor) -> ImageView | None:
+        """What `tensor` shows of the image, where the preset has a rule of its own for first layers."""
+        return None if self.trail is None else self.trail.view_of(tensor)
+
+    def remember(self, value: Tensor, layer: Layer) -> Tensor:
+        """`value`, known from now on as made by `layer`."""
+        self._layers[value] = layer
+        return value
+
+    def made_by(self, tensor: Tensor) -> Layer | None:
+        """The layer that `tensor` was remembered for."""
+        layer: Layer | None = self._layers.get(tensor)
+        return layer
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The tensor's present value for the way back, safe from later writes in place."""

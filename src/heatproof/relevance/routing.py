@@ -13,12 +13,15 @@ from torch import Tensor
 
 from heatproof.errors import UnsupportedOperationError
 
+Way = Literal["relevance", "gradient"]
+Back = Callable[[Tensor], Sequence[Tensor | None]]
+
 
 @dataclass
 class Phase:
     """Which way back is taken now."""
 
-    name: Literal["relevance", "gradient"] = "relevance"
+    name: Way = "relevance"
 
 
 class _Scale(torch.autograd.Function):
@@ -38,21 +41,22 @@ class _Scale(torch.autograd.Function):
 
 
 class _Route(torch.autograd.Function):
-    """`value`, with its own gradient on one way back and `backward(c) -> one c for each input` on the other."""
+    """`value`, with `backward(c) -> one c for each input` on one way back, `gradient` or its own gradient on the other."""
 
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, backward: Callable[[Tensor], Sequence[Tensor | None]], phase: Phase, *inputs: Tensor
+        ctx: Any, value: Tensor, backward: Back, phase: Phase, gradient: Back | None, *inputs: Tensor
     ) -> Tensor:
-        ctx.rule, ctx.phase, ctx.count = backward, phase, len(inputs)
+        ctx.rules, ctx.phase, ctx.count = {"relevance": backward, "gradient": gradient}, phase, len(inputs)
         ctx.set_materialize_grads(False)
         return value.detach()
 
     @staticmethod
     def backward(ctx: Any, c: Tensor | None) -> Any:
-        if c is None or ctx.phase.name == "gradient":
-            return (c, None, None, *[None] * ctx.count)
-        return (None, None, None, *ctx.rule(c))
+        rule = ctx.rules[ctx.phase.name]
+        if c is None or rule is None:
+            return (c, None, None, None, *[None] * ctx.count)
+        return (None, None, None, None, *rule(c))
 
 
 class _Refuse(torch.autograd.Function):
@@ -77,10 +81,13 @@ def scale(tensor: Tensor, factor: Tensor | float, phase: Phase) -> Tensor:
 
 
 def route(
-    value: Tensor, inputs: Sequence[Tensor], backward: Callable[[Tensor], Sequence[Tensor | None]], phase: Phase
+    value: Tensor, inputs: Sequence[Tensor], backward: Back, phase: Phase, gradient: Back | None = None
 ) -> Tensor:
-    """`value`, from which relevance goes back to `inputs` as `backward` says; `value`'s own graph serves the gradient."""
-    return _Route.apply(value, backward, phase, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+    """`value`, from which relevance goes back to `inputs` as `backward` says.
+
+    The ordinary gradient goes back to them as `gradient` says, or else through `value`'s own graph.
+    """
+    return _Route.apply(value, backward, phase, gradient, *inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def refuse(tensor: Tensor, message: str, phase: Phase) -> Tensor:

@@ -1,0 +1,151 @@
+"""Operations that are linear in the image, seen as what they are: `z = L x + b`.
+
+A rule for them is one small function of a `Layer`, whether that is a convolution, a sum of two branches or a pooling.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from heatproof.relevance.first_layer import ImageView
+from heatproof.tracing import is_live, live_tensors, map_tensors
+
+if TYPE_CHECKING:
+    from heatproof.relevance.mode import Call
+
+Product = Callable[[Sequence[Tensor], bool], Tensor]
+
+
+@dataclass(eq=False)
+class Layer:
+    """`z = L x + b` of one or more tensors x.
+
+    `inputs` stand in the model's graph, `values` are what they held, `output` is z. `product(tensors, absolute)` is `L` of
+    any tensors in the inputs' place, or `|L|`; `transposed(s)` is `Lᵀ s`, one tensor for each input; `bias` broadcasts to
+    z. `view` is set where the input is the image and the preset has a rule of its own for that; `uses` counts the
+    operations that read z.
+    """
+
+    inputs: Sequence[Tensor]
+    values: Sequence[Tensor]
+    output: Tensor
+    product: Product
+    transposed: Callable[[Tensor], list[Tensor]]
+    bias: Tensor | None = None
+    view: ImageView | None = None
+    uses: int = 0
+
+    @property
+    def targets(self) -> list[Tensor]:
+        """Where relevance may go: the inputs, and straight to the image from a first layer."""
+        return [*self.inputs, *([] if self.view is None else [self.view.carrier])]
+
+    def absolute(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        """`|L|` of tensors in the inputs' place, and `s -> |L|ᵀ s`."""
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        with torch.enable_grad():
+            product = self.product(leaves, True)
+        return product.detach(), lambda s: list(torch.autograd.grad(product, leaves, s))
+
+    def scaled(self, scale: Tensor, shift: Tensor) -> "Layer":
+        """The layer followed by `scale · z + shift`, as one layer."""
+        return replace(
+            self,
+            product=lambda tensors, absolute: self.product(tensors, absolute) * (scale.abs() if absolute else scale),
+            transposed=lambda s: self.transposed(s * scale),
+            bias=shift if self.bias is None else shift + scale * self.bias,
+        )
+
+
+def weighted(call: "Call") -> Layer | None:
+    """A dense layer, convolution or matrix product with constants; None where it is something else.
+
+    It is something else where weights or bias depend on the image too, or where `addmm` scales its terms.
+    """
+    name, function, args, kwargs = call.operation.name, call.operation.pure, list(call.args), dict(call.kwargs)
+    bias = kwargs.pop("bias", None)
+    if name == "addmm":  # addmm(bias, x, weight)
+        bias, *args = args
+        function = torch.matmul
+    elif name in ("linear", "conv", "conv_transpose") and len(args) > 2:
+        bias, args[2] = args[2], None
+    live = list(live_tensors((args, kwargs)))
+    if len(live) != 1 or is_live(bias) or (name == "addmm" and kwargs):
+        return None
+    if bias is not None and name.startswith("conv"):
+        bias = bias.view(-1, *[1] * (live[0].ndim - 2))
+
+    def product(tensors: Sequence[Tensor], absolute: bool) -> Tensor:
+        replaced = map_tensors(lambda t: tensors[0] if is_live(t) else t.abs() if absolute else t, args)
+        return function(*replaced, **kwargs)  # type: ignore[no-any-return]
+
+    return _layer(call, product, bias)
+
+
+def summing(call: "Call") -> Layer:
+    """An operation that adds up its input with weights that are not negative: sums, means, average pooling."""
+    run = _with_others(call)
+    return _layer(call, lambda tensors, _: run(tensors))
+
+
+def additive(call: "Call") -> Layer:
+    """`a ± alpha · b`; an operand that does not depend on the image is a bias."""
+    sign: float = call.kwargs.get("alpha", 1) * (-1 if call.operation.name == "sub" else 1)
+    factors = (sign, 1) if call.operation.reflected else (1, sign)  # 2 - x arrives as (x, 2)
+    terms = list(zip(call.args[:2], factors, strict=True))
+    signs = [factor for term, factor in terms if is_live(term)]
+    constants = [factor * term for term, factor in terms if not is_live(term)]
+    shape = torch.broadcast_shapes(*(getattr(term, "shape", ()) for term, _ in terms))
+
+    def product(tensors: Sequence[Tensor], absolute: bool) -> Tensor:
+        parts = [t.expand(shape) * (abs(f) if absolute else f) for t, f in zip(tensors, signs, strict=True)]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    layer = _layer(call, product)
+    layer.bias = (
+        torch.as_tensor(constants[0], dtype=layer.output.dtype, device=layer.output.device) if constants else None
+    )
+    return layer
+
+
+def diagonal(call: "Call", scale: Tensor, shift: Tensor) -> Layer:
+    """`scale · x + shift`, number by number."""
+
+    def product(tensors: Sequence[Tensor], absolute: bool) -> Tensor:
+        return tensors[0] * (scale.abs() if absolute else scale)
+
+    return _layer(call, product, shift)
+
+
+def _layer(call: "Call", product: Product, bias: Tensor | None = None) -> Layer:
+    """The layer that `call` is, with the model's own value and a graph of its own for `Lᵀ`.
+
+    That graph stands on aliases which do not notice writes in place: `Lᵀ` does not look at x.
+    """
+    inputs = list(live_tensors((call.args, call.kwargs)))
+    leaves = [tensor.data.requires_grad_() for tensor in inputs]
+    with torch.enable_grad():
+        output = _with_others(call)(leaves)
+
+    def transposed(s: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(output, leaves, s, retain_graph=True))
+
+    return Layer(inputs, [call.keep(tensor) for tensor in inputs], output.detach(), product, transposed, bias)
+
+
+def _with_others(call: "Call") -> Callable[[Sequence[Tensor]], Tensor]:
+    """The operation as a function of tensors in the place of its live ones, in their order.
+
+    It does not hold on to `call`: the graph would own the mode that owns the graph, and neither would ever be freed.
+    """
+    function, arguments = call.operation.pure, (call.args, call.kwargs)
+
+    def run(tensors: Sequence[Tensor]) -> Tensor:
+        others = iter(tensors)
+        args, kwargs = map_tensors(lambda t: next(others) if is_live(t) else t, arguments)
+        return function(*args, **kwargs)  # type: ignore[no-any-return]
+
+    return run
