@@ -134,6 +134,40 @@ def test_many_metrics_share_forward_passes_and_explanations(clf, images, maps):
         assert torch.allclose(found[label], hp.score(clf, images, maps, metric=metric, **given, **options), atol=1e-5)
 
 
+def test_curves_of_both_kinds_cost_one_pass_a_point_and_the_image_once(clf, images, maps):
+    passes = []
+    clf.module.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    options = {"step": 50, "baseline": "blur"}  # 6 points beside the image itself
+    wanted = [("deletion", options), ("insertion", options), ("faithfulness_estimate", options),
+              ("faithfulness_correlation", {"runs": 7})]  # fmt: skip
+    hp.score_many(clf, images, maps, metrics=wanted, targets=[0, 1, 2], batch_size=8)
+    assert sum(passes) == 1 + 3 * (1 + 6 + 6 + 6 + 7)  # the first one counts the classes
+
+
+def test_maps_on_a_grid_of_their_own_are_for_token_metrics(clf, images):
+    native, roi = torch.rand(3, 4, 4), torch.rand(3, 16, 16) > 0.5
+    maps = native.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    given = {"metric": "relevance_mass_accuracy", "roi": roi}
+    found = hp.score(clf, images, native, tokens=True, **given)
+    assert torch.allclose(found, hp.score(clf, images, maps, **given))
+    several = hp.score(
+        clf, images, native[:, None].expand(-1, 2, -1, -1), metric="iou", roi=roi[:, None].expand(-1, 2, -1, -1),
+        targets=torch.zeros(3, 2, dtype=torch.long), tokens=True,
+    )  # fmt: skip
+    assert several.shape == (3, 2)
+    with pytest.raises(InputError, match=r"maps \[3, 4, 4\] do not fit images.*tokens=True"):
+        hp.score_many(clf, images, native, metrics=[("iou", {"tokens": True}), "sparseness"], roi=roi)
+
+
+def test_a_metric_without_a_curve_says_which_have_one(clf, images, maps):
+    with pytest.raises(InputError, match="iou is not the area under a curve. Those that are: deletion, insertion"):
+        hp.curve(clf, images, maps, metric="iou")
+    with pytest.raises(InputError, match="deletion has no option 'stpe'. Did you mean 'step'"):
+        hp.curve(clf, images, maps, stpe=3)
+    x, y = hp.curve(clf, images, maps, metric="pixel_flipping", step=64)
+    assert torch.equal(torch.stack([x, *y]), torch.stack([x, *hp.curve(clf, images, maps, step=64)[1]]))
+
+
 def test_metrics_that_need_no_model_do_not_run_it(images, maps):
     class Silent(nn.Module):
         def forward(self, images):
@@ -203,6 +237,10 @@ def test_the_registry_answers_a_miss():
         ({"images": torch.full((3, 1, 16, 16), torch.nan)}, "NaN or infinite"),
         ({"maps": torch.rand(3, 8, 16)}, r"maps \[3, 8, 16\] do not fit images \[3, 1, 16, 16\]"),
         ({"maps": torch.rand(2, 16, 16)}, r"maps \[2, 16, 16\] do not fit"),
+        (
+            {"maps": torch.rand(3, 4, 4), "metric": "iou", "roi": torch.ones(3, 16, 16)},
+            "own are for metrics under tokens",
+        ),
         ({"maps": torch.rand(16, 16)}, "maps must be a float tensor"),
         ({"maps": torch.ones(3, 16, 16, dtype=torch.long)}, "maps must be a float tensor"),
         ({"maps": [[1.0]]}, "maps must be a float tensor .*, got list"),
@@ -211,7 +249,7 @@ def test_the_registry_answers_a_miss():
         ({"targets": [0, 1, 3]}, r"targets must lie in 0..2"),
         ({"targets": torch.zeros(3, 1, dtype=torch.long)}, r"are of targets \[3\], got targets \[3, 1\]"),
         ({"targets": torch.zeros(3, 2, dtype=torch.long)}, r"are of targets \[3\], got targets \[3, 2\]"),
-        ({"roi": torch.ones(3, 8, 8, dtype=torch.bool)}, r"roi must have the shape of the maps \[3, 16, 16\]"),
+        ({"roi": torch.ones(3, 8, 8, dtype=torch.bool)}, r"roi must have the shape \[3, 16, 16\].*got \[3, 8, 8\]"),
         ({"metric": "iou"}, r"iou compares the map with a region: pass roi="),
         ({"metric": "avg_sensitivity"}, "avg_sensitivity explains changed images: pass explain="),
         ({"explain": "gradcma"}, "Unknown explainer 'gradcma'"),

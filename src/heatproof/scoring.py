@@ -1,9 +1,10 @@
-"""Front door `score`: maps in, numbers out."""
+"""Front doors `score` and `curve`: maps in, numbers out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 from heatproof import explanation
 from heatproof.errors import InputError
 from heatproof.explainers import EXPLAINERS
-from heatproof.metrics import METRICS, Case, Metric
+from heatproof.metrics import METRICS, Case, Curve, Metric
 from heatproof.models import Classifier, as_classifier
 from heatproof.probing import MicroBatch, Precision, SampleRandom, bind
 from heatproof.probing.progress import bar
 
 Explain: TypeAlias = str | tuple[str, Mapping[str, Any]] | Callable[[Tensor, Tensor], Tensor]
 Request: TypeAlias = str | tuple[str, Mapping[str, Any]] | Mapping[str, Any]
+
+R = TypeVar("R")
 
 _IMAGES_AT_ONCE = 8  # flat in memory; the micro-batch of forward passes is chosen apart from it
 
@@ -49,16 +52,19 @@ def score(
 ) -> Tensor:
     """How good the maps of some images are, by one metric.
 
+    What a random map would have scored against the same region is `heatproof.chance`; the score less that is the lift.
+
     Args:
         model: a `Classifier`, or any module that maps images to logits `[B, K]`; in evaluation mode.
         images: preprocessed, float `[B, C, H, W]`.
-        maps: as `heatproof.explain` gives them, `[B, H, W]`, or `[B, T, H, W]` for T targets of each image.
+        maps: as `heatproof.explain` gives them, `[B, H, W]`, or `[B, T, H, W]` for T targets of each image. For metrics
+            under `tokens=True` also on their own grid, `[B, h, w]` or `[B, T, h, w]`.
         metric: a name of `metrics()`.
         explain: how the maps were made, for metrics that explain changed images: a method's name, `(name, options)`, or a
             callable `(images [n, C, H, W], targets [n]) -> maps [n, H, W]`. A method is run under the `seed` and the
             keys given here, so what it draws for a sample is the same for every version of it: give those of the maps.
         targets: the explained classes, `[B]` or `[B, T]`; by default the model's own prediction.
-        roi: the expert's regions, shaped like the maps; counted where > 0.
+        roi: the expert's regions, `[B, H, W]` or `[B, T, H, W]` as the maps are; counted where > 0.
         keys: the samples' ids, from which random draws come; by default a hash of each image.
         batch_size: images in one forward pass; by default measured. It changes no score beyond rounding.
         precision: `bf16` runs the forward passes in bfloat16.
@@ -122,7 +128,7 @@ def score_many(
         metrics: names, `(name, options)`, or `{"metric": name, "as": label, **options}`.
         explain: how the maps were made.
         targets: `[B]` or `[B, T]`.
-        roi: shaped like the maps.
+        roi: `[B, H, W]` or `[B, T, H, W]`.
         keys: the samples' ids.
         batch_size: images in one forward pass.
         precision: `fp32` or `bf16`.
@@ -143,28 +149,91 @@ def score_many(
     """
     requests = _parse(metrics)
     _check_needs(requests, explain, roi)
-    batch_size = explanation.check_batch_size(batch_size)
-    context = _Context(as_classifier(model), explain, batch_size, precision, seed, MicroBatch(batch_size))
+    context = _context(model, explain, batch_size, precision, seed)
+    calls = {request.label: request.call for request in requests}
     with torch.inference_mode(False), torch.no_grad():  # the caller's mode is no obstacle
         samples = _check_samples(context.classifier, images, maps, requests, targets, roi, keys)
-        with bar("scoring", len(images) * len(requests), progress) as show:
-            found = _values(context, samples, requests, _Meter(show))
-    return found if maps.ndim == 4 else {label: values[:, 0] for label, values in found.items()}
+        found = _collect(context, samples, calls, progress)
+    shape = maps.shape[:-2]
+    return {label: torch.cat(values).float().view(shape) for label, values in found.items()}
 
 
-def _values(
-    context: "_Context", samples: "_Samples", requests: "Sequence[_Request]", meter: "_Meter"
-) -> dict[str, Tensor]:
-    """Label -> `[B, T]`, a few images at a time."""
-    found: dict[str, list[Tensor]] = {request.label: [] for request in requests}
-    for start in range(0, len(samples.images), _IMAGES_AT_ONCE):
-        part = samples.rows(start, start + _IMAGES_AT_ONCE)
-        case = context.case(part, meter)
-        for request in requests:
-            with meter.covering(len(part.images)):
-                values = request.entry.function(case, **request.options)
-            found[request.label].append(values.float().view(part.maps.shape[:2]))
-    return {label: torch.cat(values) for label, values in found.items()}
+def curve(
+    model: Classifier | nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    *,
+    metric: str = "deletion",
+    targets: Tensor | Sequence[int] | None = None,
+    keys: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "fp32",
+    progress: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """The curve whose area a metric is: the model's output as more and more of the image changes in the order of the map.
+
+    Args:
+        model: as in `score`, like all that follows.
+        images: `[B, C, H, W]`.
+        maps: `[B, H, W]` or `[B, T, H, W]`.
+        metric: `deletion`, `insertion` or another metric that is the area under a curve.
+        targets: `[B]` or `[B, T]`.
+        keys: the samples' ids.
+        batch_size: images in one forward pass.
+        precision: `fp32` or `bf16`.
+        progress: show a progress bar.
+        seed: of the random draws.
+        **options: of the metric, see `metrics()[metric].options`.
+
+    Returns:
+        float32 x `[P]`, the changed share of the pixels from 0 to 1 with both ends, and y `[B, P]` (`[B, T, P]`), the output
+        there; NaN for an undefined map.
+
+    Raises:
+        InputError: an argument is not what it must be, or the metric has no curve.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)).eval()
+        >>> _ = nn.init.ones_(net[1].weight)  # the logit is the sum of the pixels
+        >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+        >>> curve(net, maps[:, None], maps, targets=[0], step=1, baseline=0.0, output="logit")
+        (tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000]), tensor([[10.,  6.,  3.,  1.,  0.]]))
+    """
+    request = _parse_one((metric, options))
+    if request.entry.curve is None:
+        known = ", ".join(sorted(name for name, entry in METRICS.items() if entry.curve is not None))
+        raise InputError(f"{metric} is not the area under a curve. Those that are: {known}.")
+    context = _context(model, None, batch_size, precision, seed)
+    with torch.inference_mode(False), torch.no_grad():
+        samples = _check_samples(context.classifier, images, maps, [request], targets, None, keys)
+        calls = {metric: partial(request.entry.curve, **request.options)}
+        curves: list[Curve] = _collect(context, samples, calls, progress)[metric]
+    return curves[0].x.float(), torch.cat([found.y for found in curves]).float().view(*maps.shape[:-2], -1)
+
+
+def _context(
+    model: Classifier | nn.Module, explain: Explain | None, batch_size: int | None, precision: Precision, seed: int
+) -> "_Context":
+    size = explanation.check_batch_size(batch_size)
+    return _Context(as_classifier(model), explain, size, precision, seed, MicroBatch(size))
+
+
+def _collect(
+    context: "_Context", samples: "_Samples", calls: Mapping[str, Callable[[Case], R]], progress: bool
+) -> dict[str, list[R]]:
+    """What each of `calls` makes of the samples, a few images at a time; they share what a `Case` keeps."""
+    found: dict[str, list[R]] = {label: [] for label in calls}
+    with bar("scoring", len(samples.images) * len(calls), progress) as show:
+        meter = _Meter(show)
+        for start in range(0, len(samples.images), _IMAGES_AT_ONCE):
+            part = samples.rows(start, start + _IMAGES_AT_ONCE)
+            case = context.case(part, meter)
+            for label, call in calls.items():
+                with meter.covering(len(part.images)):
+                    found[label].append(call(case))
+    return found
 
 
 @dataclass(frozen=True)
@@ -174,6 +243,11 @@ class _Request:
     label: str
     entry: Metric
     options: Mapping[str, Any]
+
+    @property
+    def call(self) -> Callable[[Case], Tensor]:
+        """The metric under these options."""
+        return partial(self.entry.function, **self.options)
 
 
 def _parse(metrics: Sequence[Request]) -> list[_Request]:
@@ -222,7 +296,7 @@ def _check_needs(requests: Sequence[_Request], explain: Explain | None, roi: Ten
 
 @dataclass(frozen=True)
 class _Samples:
-    """B images with T maps each: targets `[B, T]`, maps and roi `[B, T, H, W]`."""
+    """B images with T maps each: targets `[B, T]`, maps `[B, T, H, W]` or on a grid of their own, roi `[B, T, H, W]`."""
 
     images: Tensor
     targets: Tensor
@@ -250,17 +324,22 @@ def _check_samples(
     if not isinstance(maps, Tensor) or not maps.is_floating_point() or maps.ndim not in (3, 4):
         got = f"{maps.dtype} {list(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
         raise InputError(f"maps must be a float tensor [B, H, W] or [B, T, H, W], got {got}.")
-    if len(maps) != len(images) or maps.shape[-2:] != images.shape[-2:] or 0 in maps.shape:
+    size = images.shape[-2:]
+    own_grid = all(request.options.get("tokens", False) is not False for request in requests)
+    if len(maps) != len(images) or (maps.shape[-2:] != size and not own_grid) or 0 in maps.shape:
         raise InputError(
-            f"maps {list(maps.shape)} do not fit images {list(images.shape)}: both have B samples of H × W pixels."
+            f"maps {list(maps.shape)} do not fit images {list(images.shape)}: both have B samples of H × W pixels. Maps on "
+            "a grid of their own are for metrics under tokens=True."
         )
-    if roi is not None and roi.shape != maps.shape:
-        raise InputError(f"roi must have the shape of the maps {list(maps.shape)}, got {list(roi.shape)}.")
-    several = maps.ndim == 4
+    wanted = (*maps.shape[:-2], *size)
+    if roi is not None and roi.shape != wanted:
+        raise InputError(
+            f"roi must have the shape {list(wanted)}, one region of H × W pixels a map, got {list(roi.shape)}."
+        )
     needs_model = any("model" in request.entry.needs for request in requests)
     index = _resolve_index(classifier, images, maps, targets, needs_model)
-    table = maps if several else maps[:, None]
-    regions = None if roi is None else (roi > 0).view(table.shape).to(images.device)
+    table = maps if maps.ndim == 4 else maps[:, None]
+    regions = None if roi is None else (roi > 0).view(*table.shape[:2], *size).to(images.device)
     return _Samples(
         images, index, table.detach().to(images.device, torch.float32), regions, explanation.check_keys(keys, images)
     )

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+import heatproof as hp
 from heatproof import score
 from heatproof.errors import InputError
 from heatproof.metrics import METRICS
 from heatproof.models import Classifier
-from heatproof.probing import bf16_supported
+from heatproof.probing import SampleRandom, bf16_supported
 from support.cases import Wavy
 
 SIZE, COUNT = 8, 11  # more images than are scored at once
@@ -15,7 +16,7 @@ SIZE, COUNT = 8, 11  # more images than are scored at once
 # For each option some values that must make a difference to some score below.
 ALTERNATIVES = {
     "step": [5],
-    "baseline": ["mean", "min", "noise", "blur", 0.7],
+    "baseline": ["black", "mean", "min", "noise", "blur", 0.7],
     "output": ["logit"],
     "absolute": [True],
     "samples": [3],
@@ -29,10 +30,19 @@ ALTERNATIVES = {
     "top": [5, 40],
     "shape": ["rectangle"],
     "threshold": ["otsu", 0.5],
+    "fill": [True],
+    "weighted": [True],
+    "k": [25],
+    "subset_size": [5],
+    "runs": [8],
+    "tokens": [(4, 4), (3, 5)],
+    "coverage": [0.5],
 }
+ONLY_WITH = {"coverage": {"tokens": (4, 4)}}  # options that mean something beside another one only
+FITTING = {"subset_size": 9, "k": 10, "runs": 12}  # for 8 × 8 pixels
 CATEGORIES = {"faithfulness", "robustness", "localization", "complexity", "randomization", "axiomatic"}
-OPTIONS = [(name, option, value) for name, entry in METRICS.items() for option in entry.options
-           for value in ALTERNATIVES[option]]  # fmt: skip
+OPTIONS = [(name, option, value) for name, entry in METRICS.items() for option, default in entry.options.items()
+           for value in ALTERNATIVES[option] if value != default]  # fmt: skip
 
 
 def model(task="multiclass"):
@@ -57,7 +67,8 @@ def run(name, images, maps, roi=None, **options):
     given = {"explain": explained} if "explain" in entry.needs else {}
     if "roi" in entry.needs:
         given["roi"] = roi
-    options = {"targets": torch.arange(len(images)) % 3, "batch_size": 16} | options
+    fitting = {option: value for option, value in FITTING.items() if option in entry.options}
+    options = {"targets": torch.arange(len(images)) % 3, "batch_size": 16} | fitting | options
     return score(options.pop("model", None) or model(), images, maps, metric=name, **given, **options)
 
 
@@ -89,9 +100,10 @@ def test_a_map_that_ranks_nothing_has_no_score_and_the_others_keep_theirs(name):
     full = run(name, images, maps, roi)
     broken = maps.clone()
     broken[0], broken[1], broken[2, 4, 4], broken[3] = 0.0, 2.5, torch.nan, torch.nan
+    broken[4, 0, 0], broken[5, 7, 7] = torch.inf, -torch.inf
     found = run(name, images, broken, roi)
-    assert found.isnan().tolist() == [True] * 4 + [False] * (COUNT - 4)
-    assert same(found[4:], full[4:])
+    assert found.isnan().tolist() == [True] * 6 + [False] * (COUNT - 6)
+    assert same(found[6:], full[6:])
 
 
 @pytest.mark.parametrize("name", [name for name, entry in METRICS.items() if "roi" in entry.needs])
@@ -99,7 +111,66 @@ def test_an_empty_region_has_no_score_and_the_whole_image_has_one(name):
     images, maps, roi = inputs()
     roi[0], roi[1] = False, True
     found = run(name, images, maps, roi)
+    whole = name == "roi_auc"  # which compares with what is outside
+    assert found.isnan().tolist() == [True, whole] + [False] * (COUNT - 2)
+
+
+LOCAL = [name for name, entry in METRICS.items() if entry.category == "localization"]
+CURVES = [name for name, entry in METRICS.items() if entry.curve is not None]
+
+
+@pytest.mark.parametrize("name", LOCAL)
+@pytest.mark.parametrize("resolution", ["input", "native"])
+def test_a_cell_counts_like_pixels_that_all_have_its_value(name, resolution):
+    images, _, roi = inputs()
+    native = torch.randn(COUNT, 4, 4)
+    maps = native.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    options = {"threshold": 0.5} if name in ("iou", "dice") else {}
+    if name == "relevance_rank_accuracy":  # whose pixels tied at the cut count by their share
+        roi[:] = False
+        roi[:, 2:5, 1:6] = True
+    found = run(name, images, maps if resolution == "input" else native, roi, tokens=(4, 4), **options)
+    assert same(found, run(name, images, maps, roi, **options))
+    if resolution == "native":
+        assert same(run(name, images, native, roi, tokens=True, **options), found)
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_chance_is_the_mean_score_of_random_maps(name):
+    images, _, roi = inputs()
+    roi[0] = False
+    options = {option: value for option, value in FITTING.items() if option in METRICS[name].options}
+    keys = [f"id{i}" for i in range(COUNT)]
+    given = {"metric": name, "grid": (4, 4), "samples": 30, **options}
+    found = hp.chance(roi, keys=keys, **given)
+    assert found.dtype == torch.float32
     assert found.isnan().tolist() == [True] + [False] * (COUNT - 1)
+    random = SampleRandom(0, keys)
+    maps = torch.nn.functional.interpolate(random.uniform(30, 4, 4, purpose="chance"), (8, 8), mode="bilinear")
+    each = [run(name, images, maps[:, i], roi) for i in range(30)]
+    assert same(found, torch.stack(each).mean(0))
+    alone = [hp.chance(roi[b : b + 1], keys=[key], **given) for b, key in enumerate(keys)]
+    assert same(torch.cat(alone), found)
+    assert not same(hp.chance(roi, keys=keys, seed=1, **given), found)
+    assert not same(hp.chance(roi, **given), found)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_curve_is_that_of_the_score(name):
+    images, maps, _ = inputs()
+    maps[3] = 0.0
+    options = {"metric": name, "targets": torch.arange(COUNT) % 3, "batch_size": 16, "step": 5}
+    x, y = hp.curve(model(), images, maps, **options)
+    assert x.dtype == y.dtype == torch.float32
+    assert x.tolist() == pytest.approx([k / 64 for k in (*range(0, 64, 5), 64)])
+    assert y.shape == (COUNT, len(x))
+    assert y.isnan().all(1).tolist() == [b == 3 for b in range(COUNT)]
+    assert same(torch.trapezoid(y, x), score(model(), images, maps, **options))
+    several = torch.stack([maps, maps.flip(1)], 1)
+    targets = torch.stack([options["targets"]] * 2, 1)
+    both = hp.curve(model(), images, several, **(options | {"targets": targets}))[1]
+    assert both.shape == (COUNT, 2, len(x))
+    assert same(both[:, 0], y)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -164,8 +235,9 @@ def test_every_option_makes_a_difference(name, option, value):
     maps[0, :2] = maps[0].amax()
     images[2] *= 0.05  # close to a decision
     tried = (maps, maps.exp())
-    changed = [run(name, images, m, roi, **{option: value}) for m in tried]
-    assert not all(same(found, run(name, images, m, roi)) for found, m in zip(changed, tried, strict=True))
+    beside = ONLY_WITH.get(option, {})
+    changed = [run(name, images, m, roi, **beside, **{option: value}) for m in tried]
+    assert not all(same(found, run(name, images, m, roi, **beside)) for found, m in zip(changed, tried, strict=True))
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -206,12 +278,47 @@ def test_the_metadata_of_this_version():
         for name, e in METRICS.items()
     }
     draws = ["samples", "radius", "units", "denominator", "same_prediction"]
+    steps = ["step", "baseline", "output", "absolute"]
+    kept = ["top", "shape", "threshold", "fill", "empty", "absolute"]
+    cells = ["tokens", "coverage"]
+    share = ("localization", True, (0, 1), ["roi"])
     assert found == {
         "sparseness": ("complexity", True, (0, 1), [], []),
-        "faithfulness_estimate": ("faithfulness", True, (-1, 1), ["model"], ["step", "baseline", "output", "absolute"]),
-        "pointing_game": ("localization", True, (0, 1), ["roi"], ["tolerance", "ties", "empty", "absolute"]),
-        "iou": ("localization", True, (0, 1), ["roi"], ["top", "shape", "threshold", "empty", "absolute"]),
-        "relevance_mass_accuracy": ("localization", True, (0, 1), ["roi"], ["absolute"]),
+        "faithfulness_estimate": ("faithfulness", True, (-1, 1), ["model"], steps),
+        "faithfulness_correlation": ("faithfulness", True, (-1, 1), ["model"], ["subset_size", "runs", *steps[1:]]),
+        "deletion": ("faithfulness", False, (None, None), ["model"], steps),
+        "insertion": ("faithfulness", True, (None, None), ["model"], steps),
+        "pointing_game": (*share, ["tolerance", "ties", "empty", "absolute", *cells]),
+        "iou": (*share, [*kept, *cells]),
+        "dice": (*share, [*kept, *cells]),
+        "relevance_mass_accuracy": (*share, ["absolute", *cells]),
+        "relevance_rank_accuracy": (*share, ["absolute", *cells]),
+        "top_k_intersection": (*share, ["k", "absolute", *cells]),
+        "roi_auc": (*share, ["absolute", *cells]),
+        "attribution_localization": (
+            "localization",
+            True,
+            (0, None),
+            ["roi"],
+            ["weighted", "absolute", *cells],
+        ),
         "avg_sensitivity": ("robustness", False, (0, None), ["explain", "model"], draws),
         "max_sensitivity": ("robustness", False, (0, None), ["explain", "model"], draws),
     }
+    assert METRICS.aliases == {"pixel_flipping": "deletion", "energy_pointing_game": "relevance_mass_accuracy"}
+    assert CURVES == ["deletion", "insertion"]
+
+
+def test_the_published_defaults():
+    numbers = {
+        name: {
+            option: value for option, value in entry.options.items() if isinstance(value, int) and value is not False
+        }
+        for name, entry in METRICS.items()
+    }
+    assert numbers["faithfulness_correlation"] == {"subset_size": 224, "runs": 100}
+    assert numbers["top_k_intersection"] == {"k": 1000}
+    assert numbers["iou"] == numbers["dice"] == {"top": 20}
+    assert METRICS["faithfulness_estimate"].options["baseline"] == METRICS["deletion"].options["baseline"] == "black"
+    assert METRICS["faithfulness_correlation"].options["baseline"] == "black"
+    assert METRICS["insertion"].options["baseline"] == "blur"

@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from heatproof.errors import InputError
-from heatproof.metrics.faithfulness import faithfulness_estimate, pearson
+from heatproof.metrics.faithfulness import faithfulness_correlation, faithfulness_estimate, pearson
 from heatproof.models import Classifier
-from support.cases import PixelSum, Wavy, make_case, slow_estimate
+from heatproof.probing import SampleRandom
+from support.cases import PixelSum, Wavy, make_case, slow_estimate, slow_pearson
 
 
 @pytest.fixture
@@ -108,6 +109,115 @@ def test_ties_do_not_depend_on_the_order_of_pixels(images):
     assert not torch.allclose(scores[0], scores[1])
     again = faithfulness_estimate(make_case(Wavy(), images, maps, seed=0), baseline=0.0)
     assert torch.equal(scores[0], again)
+
+
+# correlation over random sets
+
+
+def test_correlation_agrees_with_the_definition_in_float64(images):
+    maps, targets = torch.randn(4, 8, 8), torch.tensor([0, 2, 1, 0])
+    model = Classifier(Wavy().eval(), channels=1, mean=[0.4], std=[0.2])
+    found = faithfulness_correlation(make_case(model, images, maps, targets), subset_size=9, runs=30)
+    net = Wavy().double().eval()
+    for b in range(4):
+        random = SampleRandom(0, [str(b)])
+        sets = [random.permutation(64, purpose=f"subset {k}")[0, :9] for k in range(30)]
+
+        def f(x, target=int(targets[b])):
+            with torch.no_grad():
+                return float(net(x[None])[0].softmax(0)[target])
+
+        image, sums, drops = images[b].double(), [], []
+        for chosen in sets:
+            changed = image.clone()
+            changed[0].view(-1)[chosen] = -2.0
+            sums.append(float(maps[b].double().view(-1)[chosen].sum()))
+            drops.append(f(image) - f(changed))
+        assert found[b].item() == pytest.approx(slow_pearson(sums, drops), abs=2e-5)
+
+
+@pytest.mark.parametrize("subset_size", [1, 9, 63])
+def test_the_true_contributions_correlate_perfectly_over_random_sets(images, subset_size):
+    weights = torch.randn(2, 1, 8, 8)
+    truth = images[:, 0] * weights[1]
+    for maps, expected in ((truth, 1.0), (3 * truth, 1.0), (-truth, -1.0)):
+        case = make_case(PixelSum(weights), images, maps, torch.ones(4, dtype=torch.long))
+        found = faithfulness_correlation(case, subset_size=subset_size, runs=40, baseline=0.0, output="logit")
+        assert torch.allclose(found, torch.full((4,), expected, dtype=torch.float64), atol=1e-5)
+
+
+def test_over_many_sets_it_is_the_correlation_of_the_pixels(images):
+    # Sums over sets of a fixed size covary as the pixels do.
+    weights, runs = torch.randn(1, 1, 8, 8), 3000
+    truth = images[:, 0] * weights[0]
+    maps = truth + torch.randn(4, 8, 8)
+    case = make_case(PixelSum(weights), images, maps, batch_size=512)
+    found = faithfulness_correlation(case, subset_size=16, runs=runs, baseline=0.0, output="logit")
+    expected = [np.corrcoef(a.flatten(), c.flatten())[0, 1] for a, c in zip(maps.numpy(), truth.numpy(), strict=True)]
+    for r, rho in zip(found.tolist(), expected, strict=True):
+        assert abs(np.arctanh(r) - np.arctanh(rho)) < 5 / runs**0.5
+
+
+def test_more_runs_add_to_the_same_draws_and_every_draw_has_distinct_pixels(images):
+    seen = []
+
+    class Seen(torch.nn.Module):
+        def forward(self, x):
+            seen.append(x.clone())
+            return x.flatten(1)[:, :2]
+
+    case = make_case(Seen(), torch.ones(1, 1, 8, 8), torch.rand(1, 8, 8), batch_size=64)
+    faithfulness_correlation(case, subset_size=20, runs=5, baseline=0.0)
+    few = seen[0]
+    seen.clear()
+    faithfulness_correlation(case, subset_size=20, runs=9, baseline=0.0)
+    assert (few == 0).flatten(1).sum(1).tolist() == [20] * 5
+    assert torch.equal(seen[0][:5], few)
+    assert len(seen[0].flatten(1).unique(dim=0)) == 9
+
+
+def test_every_pixel_is_drawn_equally_often():
+    images, runs = torch.ones(1, 1, 4, 4), 4000
+    replaced = torch.zeros(16)
+
+    class Seen(torch.nn.Module):
+        def forward(self, x):
+            replaced.add_((x == 0).flatten(1).sum(0))
+            return x.flatten(1)[:, :2]
+
+    case = make_case(Seen(), images, torch.rand(1, 4, 4), batch_size=500)
+    case.probe.unmasked()
+    faithfulness_correlation(case, subset_size=4, runs=runs, baseline=0.0)
+    assert ((replaced - runs / 4).abs() < 5 * (runs * 0.25 * 0.75) ** 0.5).all()
+
+
+def test_correlation_of_undefined_cases_is_nan(images):
+    maps = torch.rand(4, 8, 8)
+    given = {"subset_size": 9, "runs": 20, "baseline": 0.0}
+    expected = faithfulness_correlation(make_case(Wavy(), images, maps), **given)
+    broken = maps.clone()
+    broken[0], broken[2, 3, 3] = 0.5, torch.nan
+    found = faithfulness_correlation(make_case(Wavy(), images, broken), **given)
+    assert found.isnan().tolist() == [True, False, True, False]
+    assert torch.equal(found[[1, 3]], expected[[1, 3]])
+    still = make_case(PixelSum(torch.zeros(2, 1, 8, 8)), images, maps)
+    assert faithfulness_correlation(still, **given).isnan().all()
+    assert faithfulness_correlation(make_case(Wavy(), images, maps), **(given | {"subset_size": 64})).isnan().all()
+    signed = faithfulness_correlation(make_case(Wavy(), images, maps - 0.5), **given, absolute=True)
+    assert torch.equal(signed, faithfulness_correlation(make_case(Wavy(), images, (maps - 0.5).abs()), **given))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "subset_size must be a whole number, from 1 to 64, got 224"),
+        ({"subset_size": 0}, "subset_size must be a whole number"),
+        ({"subset_size": 9, "runs": 0}, "runs must be a whole number, at least 1, got 0"),
+    ],
+)
+def test_impossible_sets_are_refused(images, options, message):
+    with pytest.raises(InputError, match=message):
+        faithfulness_correlation(make_case(Wavy(), images, torch.rand(4, 8, 8)), baseline=0.0, **options)
 
 
 def test_pearson_against_numpy_and_where_it_is_undefined():

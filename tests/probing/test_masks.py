@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from heatproof.errors import InputError
-from heatproof.probing import RankMasks, SampleRandom, SegmentMasks, rank_pixels
+from heatproof.probing import RankMasks, SampleRandom, SegmentMasks, SubsetMasks, rank_pixels
 
 
 def test_ranking_of_distinct_values_is_the_descending_order():
@@ -58,6 +58,34 @@ def test_leading_masks_hold_the_highest_pixels():
     assert not masks[:, 0].any()
     assert torch.equal(masks[:, 1], values >= third[:, None, None])
     assert masks[:, 2].all()
+
+
+def test_trailing_masks_leave_the_highest_pixels():
+    ranks = rank_pixels(torch.rand(2, 4, 4), SampleRandom(0, ["a", "b"])).ranks
+    counts = [0, 3, 16]
+    assert torch.equal(RankMasks.trailing(ranks, counts).chunk(0, 3), ~RankMasks.leading(ranks, counts).chunk(0, 3))
+
+
+def test_subset_masks_replace_their_pixels_and_sum_over_them():
+    index = torch.tensor([[[0, 5], [2, 3]], [[4, 1], [5, 0]]])
+    masks, values = SubsetMasks(index, (2, 3)), torch.arange(12.0).view(2, 2, 3)
+    assert masks.count == 2
+    assert masks.chunk(0, 2).int().tolist() == [
+        [[[1, 0, 0], [0, 0, 1]], [[0, 0, 1], [1, 0, 0]]],
+        [[[0, 1, 0], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]]],
+    ]
+    assert torch.equal(masks.chunk(1, 2), masks.chunk(0, 2)[:, 1:])
+    assert masks.sums(values).tolist() == [[0 + 5, 2 + 3], [10 + 7, 11 + 6]]
+
+
+def test_random_subsets_belong_to_the_sample_and_not_to_their_number():
+    both = SubsetMasks.random(SampleRandom(0, ["a", "b"]), (5, 4), 7, 6).chunk(0, 6)
+    assert (both.sum((2, 3)) == 7).all()
+    assert torch.equal(SubsetMasks.random(SampleRandom(0, ["b"]), (5, 4), 7, 3).chunk(0, 3)[0], both[1, :3])
+    assert not torch.equal(both[0], both[1])
+    assert not torch.equal(SubsetMasks.random(SampleRandom(1, ["a"]), (5, 4), 7, 6).chunk(0, 6)[0], both[0])
+    with pytest.raises(InputError, match="subset_size must be a whole number, from 1 to 20, got 21"):
+        SubsetMasks.random(SampleRandom(0, ["a"]), (5, 4), 21, 2)
 
 
 def test_segment_masks_replace_what_is_off():

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from heatproof.metrics import complexity, faithfulness, localization, robustness
-from heatproof.metrics.registry import METRICS, Case, Metric, metric
+from heatproof.metrics.registry import METRICS, Case, Curve, Metric, metric
 
-__all__ = ["METRICS", "Case", "Metric", "complexity", "faithfulness", "localization", "metric", "robustness"]
+__all__ = ["METRICS", "Case", "Curve", "Metric", "complexity", "faithfulness", "localization", "metric", "robustness"]
 
 
 class _CallablePackage(ModuleType):

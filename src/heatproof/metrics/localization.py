@@ -1,17 +1,30 @@
-"""Does the map point at the region that an expert marked?"""
+"""Does the map point at the region that an expert marked?
+
+Every metric here takes `tokens`: False compares pixels; True or (rows, columns) compares the cells of a grid, on which the
+map is averaged (unless it comes on that grid) and the region is the share of each cell that it covers. A cell then counts
+for its area, which is what its pixels would give if they all had its value. True is the grid of the maps where they have
+one of their own, and else that of the model's patches. With `coverage` a cell counts whole if the region covers at least
+that share of it, and else not at all: small regions vanish.
+"""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from heatproof.checks import check_choice, check_number
+from heatproof.checks import check_choice, check_count, check_number
 from heatproof.errors import InputError
-from heatproof.metrics.registry import METRICS, Case, metric
+from heatproof.metrics import thresholds
+from heatproof.metrics.registry import METRICS, Case, is_undefined, metric
+from heatproof.metrics.thresholds import Shape, Threshold
+from heatproof.metrics.tokens import Tokens, area_average, resolve_grid
 
 Empty = Literal["nan", "zero"]
+
+_ROUNDING = 1e-9
 
 
 @metric(
@@ -29,26 +42,32 @@ def pointing_game(
     ties: Literal["fraction", "any"] = "fraction",
     empty: Empty = "nan",
     absolute: bool = False,
+    tokens: Tokens = False,
+    coverage: float | None = None,
 ) -> Tensor:
     """Whether the highest point of the map lies in the region.
 
     Args:
         case: N samples with regions.
         tolerance: a point this many pixels (Euclidean) from the region still hits.
-        ties: where several pixels share the maximum: the `fraction` of them that hits, or 1 if `any` does.
+        ties: where several pixels share the maximum: the `fraction` of them that hits, or the best of them (`any`).
         empty: the score of an empty region.
         absolute: use |a| instead of a.
+        tokens: compare cells: a cell hits by its share in the region.
+        coverage: the share from which on a cell is in the region.
 
     Returns:
         `[N]`, 1 for a hit; NaN for an undefined map, or an empty region under `empty="nan"`.
     """
     check_choice("ties", ties, ("fraction", "any"))
-    values, undefined = case.values(absolute)
-    highest = values == values.amax((1, 2), keepdim=True)
-    hits = highest & _grow(case.regions, check_number("tolerance", tolerance))
-    share = hits.sum((1, 2)).double() / highest.sum((1, 2))
-    found = share if ties == "fraction" else (share > 0).double()
-    return _settle(found, case.regions, undefined, empty)
+    region = _grow(case.regions, check_number("tolerance", tolerance))
+    view = _view(case, region, absolute, tokens, coverage)
+    highest = view.values == view.values.amax((1, 2), keepdim=True)
+    if ties == "fraction":
+        found = view.inside(highest) / highest.sum((1, 2))
+    else:
+        found = view.region.where(highest, 0.0).amax((1, 2)).double()
+    return view.settle(found, empty)
 
 
 @metric(
@@ -58,10 +77,13 @@ def iou(
     case: Case,
     *,
     top: float = 20,
-    shape: Literal["mask", "rectangle"] = "mask",
-    threshold: Literal["otsu"] | float | None = None,
+    shape: Shape = "mask",
+    threshold: Threshold | None = None,
+    fill: bool = False,
     empty: Empty = "nan",
     absolute: bool = False,
+    tokens: Tokens = False,
+    coverage: float | None = None,
 ) -> Tensor:
     """Intersection over union of the region and the highest part of the map.
 
@@ -71,50 +93,224 @@ def iou(
         shape: compare the kept pixels themselves (`mask`), or the bounding `rectangle` of all of them.
         threshold: in place of `top`, a number that the map, scaled to [0, 1] by its extremes, must reach; or `otsu`, Otsu's
             threshold of that map in 256 levels.
-        empty: the score of an empty region.
+        fill: fill the holes of the kept part.
+        empty: the score of an empty region. (The evaluation of `saporta2022benchmarking` has `nan` on true positives only,
+            `zero` else.)
         absolute: use |a| instead of a.
+        tokens: compare the areas of cells.
+        coverage: the share from which on a cell is in the region.
 
     Returns:
         `[N]`; NaN for an undefined map, or an empty region under `empty="nan"`.
     """
-    check_choice("shape", shape, ("mask", "rectangle"))
-    check_number("top", top, high=100)
-    if threshold is not None and top != 20:
-        raise InputError(f"threshold={threshold!r} replaces top: leave top={top!r} out.")
-    values, undefined = case.values(absolute)
-    kept = _top(values, top) if threshold is None else _at_least(_scaled(values), threshold)
-    if shape == "rectangle":
-        kept = _bounding_rectangle(kept)
-    both, either = (kept & case.regions).sum((1, 2)), (kept | case.regions).sum((1, 2))
-    return _settle(both.double() / either, case.regions, undefined, empty)
+    view = _view(case, case.regions, absolute, tokens, coverage)
+    kept = thresholds.kept(view.values, top, shape, threshold, fill)
+    both = view.inside(kept)
+    return view.settle(both / (kept.sum((1, 2)) + view.size - both), empty)
+
+
+@metric("dice", category="localization", higher_is_better=True, bounds=(0, 1), needs={"roi"}, paper="dice1945measures")
+def dice(
+    case: Case,
+    *,
+    top: float = 20,
+    shape: Shape = "mask",
+    threshold: Threshold | None = None,
+    fill: bool = False,
+    empty: Empty = "nan",
+    absolute: bool = False,
+    tokens: Tokens = False,
+    coverage: float | None = None,
+) -> Tensor:
+    """Dice coefficient of the region and the highest part of the map: twice the intersection over the sum of the two.
+
+    Arguments and undefined cases are those of `iou`; `dice = 2 iou / (1 + iou)` for each sample.
+
+    Returns:
+        `[N]`.
+    """
+    view = _view(case, case.regions, absolute, tokens, coverage)
+    kept = thresholds.kept(view.values, top, shape, threshold, fill)
+    return view.settle(2 * view.inside(kept) / (kept.sum((1, 2)) + view.size), empty)
 
 
 @metric("relevance_mass_accuracy", category="localization", higher_is_better=True, bounds=(0, 1), needs={"roi"},
         paper="arras2022clevr")  # fmt: skip
-def relevance_mass_accuracy(case: Case, *, absolute: bool = False) -> Tensor:
+def relevance_mass_accuracy(
+    case: Case, *, absolute: bool = False, tokens: Tokens = False, coverage: float | None = None
+) -> Tensor:
     """Share of the map's positive mass that lies in the region: `Σ_ROI a⁺ / Σ a⁺`. Also the energy pointing game.
 
     Args:
         case: N samples with regions.
         absolute: use |a| instead of a.
+        tokens: sum over cells, each by its share in the region.
+        coverage: the share from which on a cell is in the region.
 
     Returns:
         `[N]`; NaN for an undefined map, a map without positive values or an empty region.
     """
-    values, undefined = case.values(absolute)
-    mass = values.clamp(min=0).double()
-    found = mass.where(case.regions, 0.0).sum((1, 2)) / mass.sum((1, 2))
-    return _settle(found, case.regions, undefined, "nan")
+    view = _view(case, case.regions, absolute, tokens, coverage)
+    return view.settle(_mass_share(view))
 
 
 METRICS.add_alias("energy_pointing_game", "relevance_mass_accuracy")
 
 
-def _settle(found: Tensor, regions: Tensor, undefined: Tensor, empty: Empty) -> Tensor:
-    """The score, or what stands in its place where the region is empty or the map undefined."""
-    check_choice("empty", empty, ("nan", "zero"))
-    found = found.masked_fill(~regions.any(2).any(1), torch.nan if empty == "nan" else 0.0)
-    return found.masked_fill(undefined, torch.nan)
+@metric("attribution_localization", category="localization", higher_is_better=True, bounds=(0, None), needs={"roi"},
+        paper="kohlbrenner2020towards")  # fmt: skip
+def attribution_localization(
+    case: Case,
+    *,
+    weighted: bool = False,
+    absolute: bool = False,
+    tokens: Tokens = False,
+    coverage: float | None = None,
+) -> Tensor:
+    """Share of the map's positive mass that lies in the region, on request in relation to the region's size.
+
+    Args:
+        case: N samples with regions.
+        weighted: multiply by the whole area over that of the region: 1 is then what an even map has.
+        absolute: use |a| instead of a.
+        tokens: sum over cells, each by its share in the region.
+        coverage: the share from which on a cell is in the region.
+
+    Returns:
+        `[N]`; NaN for an undefined map, a map without positive values or an empty region.
+    """
+    view = _view(case, case.regions, absolute, tokens, coverage)
+    share = _mass_share(view)
+    return view.settle(share * view.cells / view.size if weighted else share)
+
+
+@metric("relevance_rank_accuracy", category="localization", higher_is_better=True, bounds=(0, 1), needs={"roi"},
+        paper="arras2022clevr")  # fmt: skip
+def relevance_rank_accuracy(
+    case: Case, *, absolute: bool = False, tokens: Tokens = False, coverage: float | None = None
+) -> Tensor:
+    """Share of the region among as many of the highest pixels as it has: `|top-|ROI| ∩ ROI| / |ROI|`.
+
+    Pixels tied at the cut count by their share, which is the mean over all ways to break the tie.
+
+    Args:
+        case: N samples with regions.
+        absolute: use |a| instead of a.
+        tokens: compare the areas of cells: the highest ones that have the region's area, the last one in part.
+        coverage: the share from which on a cell is in the region.
+
+    Returns:
+        `[N]`; NaN for an undefined map or an empty region.
+    """
+    view = _view(case, case.regions, absolute, tokens, coverage)
+    return view.settle(view.inside(thresholds.leading(view.values, view.size)) / view.size)
+
+
+@metric("top_k_intersection", category="localization", higher_is_better=True, bounds=(0, 1), needs={"roi"},
+        paper="theiner2022interpretable")  # fmt: skip
+def top_k_intersection(
+    case: Case, *, k: int = 1000, absolute: bool = False, tokens: Tokens = False, coverage: float | None = None
+) -> Tensor:
+    """Share of the k highest pixels that lies in the region: `|top-k ∩ ROI| / k`.
+
+    Pixels tied at the cut count by their share, which is the mean over all ways to break the tie.
+
+    Args:
+        case: N samples with regions.
+        k: number of pixels, also under `tokens`.
+        absolute: use |a| instead of a.
+        tokens: compare the areas of cells: the highest ones that have the area of k pixels, the last one in part.
+        coverage: the share from which on a cell is in the region.
+
+    Returns:
+        `[N]`; NaN for an undefined map or an empty region.
+    """
+    view = _view(case, case.regions, absolute, tokens, coverage)
+    pixels = case.regions[0].numel()
+    cells = torch.full_like(view.size, check_count("k", k, high=pixels) * view.cells / pixels)
+    return view.settle(view.inside(thresholds.leading(view.values, cells)) / cells)
+
+
+@metric("roi_auc", category="localization", higher_is_better=True, bounds=(0, 1), needs={"roi"},
+        paper="hanley1982meaning")  # fmt: skip
+def roi_auc(case: Case, *, absolute: bool = False, tokens: Tokens = False, coverage: float | None = None) -> Tensor:
+    """Area under the ROC curve of the map as a score for lying in the region.
+
+    The probability that a pixel of the region has a higher value than one outside; a tie counts one half.
+
+    Args:
+        case: N samples with regions.
+        absolute: use |a| instead of a.
+        tokens: compare cells, each with its share inside and its share outside.
+        coverage: the share from which on a cell is in the region.
+
+    Returns:
+        `[N]`; NaN for an undefined map, or a region that is empty or the whole image.
+    """
+    view = _view(case, case.regions, absolute, tokens, coverage)
+    values, order = view.values.flatten(1).sort(1)
+    inside = view.region.flatten(1).double().gather(1, order)
+    outside = 1 - inside
+    lead = (inside * _below(outside, values) - outside * _below(inside, values)).sum(1)
+    return view.settle(0.5 + lead / (2 * inside.sum(1) * outside.sum(1)))
+
+
+def _below(weights: Tensor, ascending: Tensor) -> Tensor:
+    """The weight of all strictly lower values, for each of the values `[N, P]` in ascending order."""
+    first = torch.ones_like(ascending, dtype=torch.bool)
+    first[:, 1:] = ascending[:, 1:] > ascending[:, :-1]
+    return (weights.cumsum(1) - weights).where(first, 0.0).cummax(1).values
+
+
+@dataclass(frozen=True)
+class _View:
+    """What is compared: the map's values `[N, h, w]` and the region as the share of each cell that lies in it."""
+
+    values: Tensor
+    region: Tensor
+    undefined: Tensor
+
+    @property
+    def cells(self) -> int:
+        """h·w."""
+        return self.region[0].numel()
+
+    @property
+    def size(self) -> Tensor:
+        """The size of the region in cells, float64 `[N]`."""
+        return self.region.sum((1, 2), dtype=torch.float64)
+
+    def inside(self, part: Tensor) -> Tensor:
+        """The size in cells of what `part` `[N, h, w]` (bool, or the share of each cell) has in common with the region."""
+        dtype = torch.promote_types(part.dtype, self.region.dtype)  # float32 where all are 0 or 1: sums are then exact
+        common: Tensor = torch.linalg.vecdot(part.flatten(1).to(dtype), self.region.flatten(1).to(dtype))
+        return common.double()
+
+    def settle(self, found: Tensor, empty: Empty = "nan") -> Tensor:
+        """The score, or what stands in its place where the region is empty or the map undefined."""
+        check_choice("empty", empty, ("nan", "zero"))
+        found = found.masked_fill(self.size == 0, torch.nan if empty == "nan" else 0.0)
+        return found.masked_fill(self.undefined, torch.nan)
+
+
+def _view(case: Case, region: Tensor, absolute: bool, tokens: Tokens, coverage: float | None) -> _View:
+    if tokens is False:
+        if coverage is not None:
+            raise InputError(f"coverage={coverage!r} is that of a cell: give it together with tokens=True.")
+        values, undefined = case.values(absolute)
+        return _View(values, region.float(), undefined)
+    grid = resolve_grid(case, tokens)
+    maps = case.maps if case.maps.shape[1:] == grid else area_average(case.maps, grid).float()
+    share = area_average(region, grid)
+    if coverage is not None:
+        share = (share >= check_number("coverage", coverage, high=1) - _ROUNDING).double()
+    values = maps.abs() if absolute else maps
+    return _View(values, share, is_undefined(values))
+
+
+def _mass_share(view: _View) -> Tensor:
+    mass = view.values.clamp(min=0).double()
+    return (mass * view.region).sum((1, 2)) / mass.sum((1, 2))
 
 
 def _grow(regions: Tensor, reach: float) -> Tensor:
@@ -125,48 +321,3 @@ def _grow(regions: Tensor, reach: float) -> Tensor:
     offsets = torch.arange(-side, side + 1, device=regions.device)
     disk = (offsets[:, None] ** 2 + offsets**2 <= reach**2).float()
     return F.conv2d(regions[:, None].float(), disk[None, None], padding=side)[:, 0] > 0.5
-
-
-def _top(values: Tensor, top: float) -> Tensor:
-    """Where the values reach the percentile `100 − top`, whose kept set is that of one whole order statistic."""
-    flat = values.flatten(1)
-    count = 1 + math.floor((flat.shape[1] - 1) * top / 100 + 1e-9)
-    lowest = flat.kthvalue(flat.shape[1] - count + 1, dim=1).values
-    return values >= lowest[:, None, None]
-
-
-def _scaled(values: Tensor) -> Tensor:
-    low, high = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
-    return (values - low) / (high - low)
-
-
-def _at_least(scaled: Tensor, threshold: str | float) -> Tensor:
-    if threshold != "otsu":
-        if isinstance(threshold, str):
-            raise InputError(f"threshold must be 'otsu', a number from 0 to 1 or None, got {threshold!r}.")
-        return scaled >= check_number("threshold", threshold, high=1)
-    levels = (scaled.nan_to_num() * 255).floor().long()
-    return levels > _otsu_level(levels.flatten(1))[:, None, None]
-
-
-def _otsu_level(levels: Tensor) -> Tensor:
-    """The level `[N]` of 0..255 `[N, P]` above which the foreground lies, with the largest variance between the two."""
-    counts = torch.zeros(len(levels), 256, dtype=torch.float64, device=levels.device)
-    counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=torch.float64))
-    below, total = counts.cumsum(1), levels.shape[1]
-    mass = (counts * torch.arange(256, device=levels.device)).cumsum(1)
-    above = total - below
-    difference = mass / below - (mass[:, -1:] - mass) / above
-    return (below * above * difference.square()).nan_to_num(-1.0).argmax(1)
-
-
-def _bounding_rectangle(kept: Tensor) -> Tensor:
-    """The smallest rectangle that holds all kept pixels."""
-    rows, columns = (_filled(kept.any(axis)) for axis in (2, 1))
-    return rows[:, :, None] & columns[:, None, :]
-
-
-def _filled(line: Tensor) -> Tensor:
-    """True from the first to the last True of each line `[N, L]`."""
-    count = line.long().cumsum(1)
-    return (count > 0) & ((count < count[:, -1:]) | line)

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cached_property, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,21 +16,39 @@ from heatproof.registry import Entry, Registry, entry_fields
 T = TypeVar("T")
 
 
+class Curve(NamedTuple):
+    """The output along a sequence of changes: at the shares `x` `[P]` of the image, from 0 to 1, the values `y` `[N, P]`."""
+
+    x: Tensor
+    y: Tensor
+
+    @property
+    def area(self) -> Tensor:
+        """The area under each curve by the trapezoid rule, float64 `[N]`."""
+        return torch.trapezoid(self.y.double(), self.x.double())
+
+
 @dataclass(frozen=True)
 class Metric(Entry):
-    """A metric and its metadata. `bounds` are the least and the largest value it can take (None: unbounded)."""
+    """A metric and its metadata.
+
+    `bounds` are the least and the largest value it can take (None: unbounded). Where `function` is the area under a curve,
+    `curve` is the function, of the same options, that gives the `Curve`.
+    """
 
     category: str
     higher_is_better: bool
     bounds: tuple[float | None, float | None]
+    curve: Callable[..., Curve] | None = None
 
 
 @dataclass(frozen=True)
 class Case:
     """What a metric may need, for N samples (an image with T targets is T samples).
 
-    images `[N, C, H, W]`, targets int64 `[N]`, maps float32 `[N, H, W]`, roi bool `[N, H, W]` or None. `probe` gives the
-    target's output on masked images `[N, K]` and on the images themselves; `random` is one stream a sample.
+    images `[N, C, H, W]`, targets int64 `[N]`, maps float32 `[N, H, W]` (for metrics under `tokens` also on a grid of their
+    own), roi bool `[N, H, W]` or None. `probe` gives the target's output on masked images `[N, K]` and on the images
+    themselves; `random` is one stream a sample.
     """
 
     model: Classifier
@@ -87,8 +105,8 @@ class Case:
 
 def is_undefined(maps: Tensor) -> Tensor:
     """Which of the maps `[N, H, W]` are constant or hold a value that is not finite, bool `[N]`."""
-    flat = maps.flatten(1)
-    return ~torch.isfinite(flat).all(1) | (flat.amax(1) == flat.amin(1))
+    low, high = maps.amin((1, 2)), maps.amax((1, 2))  # either is NaN where a value is
+    return ~(torch.isfinite(low) & torch.isfinite(high)) | (low == high)
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -102,12 +120,26 @@ def metric(
     paper: str,
     bounds: tuple[float | None, float | None] = (None, None),
     needs: Collection[str] = (),
+    curve: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function `(case, *, options...) -> [N]` as the metric `name`."""
+    """Register the decorated function `(case, *, options...) -> [N]` as the metric `name`.
+
+    With `curve` the function gives a `Curve`, and the metric is the area under it.
+    """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         fields = entry_fields(name, function, paper, needs)
+        if curve:
+            fields |= {"function": _area_under(function), "curve": function}
         METRICS.add(Metric(**fields, category=category, higher_is_better=higher_is_better, bounds=bounds))
         return function
 
     return register
+
+
+def _area_under(curve: Callable[..., Curve]) -> Callable[..., Tensor]:
+    @wraps(curve)
+    def area(case: Case, **options: Any) -> Tensor:
+        return curve(case, **options).area
+
+    return area

@@ -4,6 +4,7 @@ A mask set has `count` masks for each of B images; `chunk(start, stop)` gives so
 True where a pixel is replaced. All channels of a pixel change together.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -86,6 +87,11 @@ class RankMasks:
         """Cumulative masks: mask k replaces the first `counts[k]` pixels."""
         return cls(ranks, [0] * len(counts), counts)
 
+    @classmethod
+    def trailing(cls, ranks: Tensor, counts: Sequence[int]) -> "RankMasks":
+        """Cumulative masks: mask k leaves the first `counts[k]` pixels and replaces all others."""
+        return cls(ranks, counts, [ranks[0].numel()] * len(counts))
+
     @property
     def count(self) -> int:
         """The number of masks of each image."""
@@ -95,6 +101,46 @@ class RankMasks:
         """The masks `start:stop`, bool `[B, stop - start, H, W]`."""
         lower, upper = self._bounds[:, start:stop]
         return torch.logical_and(self._ranks >= lower, self._ranks < upper)
+
+
+class SubsetMasks:
+    """Mask k replaces the pixels whose flat indices are `index[b, k]`, int64 `[B, K, m]`, of images of `size` (H, W).
+
+    >>> SubsetMasks(torch.tensor([[[0, 3], [1, 2]]]), (2, 2)).chunk(0, 2).int().tolist()
+    [[[[1, 0], [0, 1]], [[0, 1], [1, 0]]]]
+    """
+
+    def __init__(self, index: Tensor, size: Sequence[int]) -> None:
+        self._index = index
+        self._size = tuple(size)
+
+    @classmethod
+    def random(cls, random: SampleRandom, size: Sequence[int], pixels: int, count: int) -> "SubsetMasks":
+        """`count` independent draws of `pixels` distinct pixels each; a draw does not depend on how many follow it."""
+        area = math.prod(size)
+        check_count("subset_size", pixels, high=area)
+        draws = [random.permutation(area, purpose=f"subset {k}")[:, :pixels] for k in range(count)]
+        return cls(torch.stack(draws, 1), size)
+
+    def to(self, device: torch.device) -> "SubsetMasks":
+        """The same masks on another device."""
+        return SubsetMasks(self._index.to(device), self._size)
+
+    @property
+    def count(self) -> int:
+        """The number of masks of each image."""
+        return self._index.shape[1]
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """The masks `start:stop`, bool `[B, stop - start, H, W]`."""
+        index = self._index[:, start:stop]
+        masks = torch.zeros(*index.shape[:2], math.prod(self._size), dtype=torch.bool, device=index.device)
+        return masks.scatter_(2, index, True).view(*index.shape[:2], *self._size)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums of `values` `[B, H, W]` over the pixels of each mask, float64 `[B, K]`."""
+        flat = values.flatten(1).double()[:, None].expand(-1, self.count, -1)
+        return flat.gather(2, self._index).sum(-1)
 
 
 class SegmentMasks:
