@@ -126,3 +126,34 @@ def test_shared_limits_hold_all_finite_values() -> None:
     assert (low, high) == pytest.approx((-0.08, 2.08))
     assert figures.shared_limits(pd.Series([1.0, 1.0])) == (0.5, 1.5)
     assert figures.shared_limits(pd.Series([np.nan])) is None
+
+
+def test_the_reliability_plot_has_every_filled_bin_where_it_belongs() -> None:
+    bins = [
+        {"low": 0.0, "high": 0.5, "n": 0, "confidence": None, "accuracy": None},
+        {"low": 0.5, "high": 0.75, "n": 12, "confidence": 0.6, "accuracy": 0.5},
+        {"low": 0.75, "high": 1.0, "n": 36, "confidence": 0.9, "accuracy": 0.95},
+    ]
+    root = ElementTree.fromstring(figures.reliability(bins).light)
+    paths = [path for path in root.iter(f"{SVG}path") if path.get("clip-path")]
+    [diagonal] = [path for path in paths if "stroke-dasharray" in path.get("style", "")]
+    [curve] = [path for path in paths if "stroke-width: 1.6" in path.get("style", "")]
+    corner, end, *_ = places(diagonal)  # (0, 0) and (1, 1)
+    shown = [tuple((p - c) / (e - c) for p, c, e in zip(place, corner, end, strict=True)) for place in places(curve)]
+    np.testing.assert_allclose(shown, [(0.6, 0.5), (0.9, 0.95)], atol=1e-4)
+    bars = [places(path) for path in paths if "fill-opacity" in path.get("style", "")]
+    heights = [max(y for _, y in bar) - min(y for _, y in bar) for bar in bars]
+    assert len(heights) == 2
+    assert heights[1] == pytest.approx(3 * heights[0], rel=1e-4)
+
+
+def places(path: ElementTree.Element) -> list[tuple[float, float]]:
+    numbers = [float(n) for n in path.get("d", "").replace("M", "").replace("L", "").replace("z", "").split()]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def test_a_large_box_shows_its_outliers_alone() -> None:
+    values = np.concatenate([np.linspace(0, 1, 200), [9.0, -9.0]])
+    frame = pd.DataFrame({"method": "gradcam", "label": "nodule", "value": values})
+    [series] = points(figures.box_plots(frame, ["gradcam"], ["nodule"]).light)
+    assert len(series) == 2

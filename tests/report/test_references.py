@@ -1,9 +1,11 @@
 """Every source that the package cites stands in `docs/references.bib`."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 from heatproof.explanation import methods
+from heatproof.report import citations
 from heatproof.scoring import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +30,9 @@ def test_every_entry_is_complete_and_its_key_fits() -> None:
     for key, fields in entries().items():
         given = dict(re.findall(r"^\s*(\w+)\s*=\s*\{(.*)\},$", fields, flags=re.MULTILINE))
         assert {"author", "title", "year"} <= set(given), key
-        assert "journal" in given or "booktitle" in given, key
+        assert {"journal", "booktitle", "publisher", "eprint"} & set(given), key
         assert given["year"] in key
-        family = given["author"].split(",")[0].lower().replace("-", "")
+        plain = unicodedata.normalize("NFKD", citations._plain(given["author"].split(",")[0])).encode("ascii", "ignore")
+        family = re.sub("[- ]", "", plain.decode().lower())
         assert key.startswith(family), key
         assert fields.count("{") == fields.count("}")

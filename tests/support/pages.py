@@ -1,8 +1,12 @@
-"""Read an HTML page with the standard library: a tree, and an error where tags do not match."""
+"""Read an HTML page with the standard library: a tree, and an error where tags do not match; and its cases."""
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 VOID = {"meta", "link", "img", "source", "input", "br", "hr"}
 
@@ -64,6 +68,15 @@ class _Builder(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.open[-1].children.append(data)
+
+
+def cases_of(report: Path) -> dict[str, Any]:
+    """The plain data of the gallery, from `assets/cases.js`."""
+    text = (report / "assets" / "cases.js").read_text(encoding="ascii")
+    found = re.fullmatch(r"window\.heatproofCases = (.*);\n", text)
+    assert found is not None
+    content: dict[str, Any] = json.loads(found[1])
+    return content
 
 
 def parse(page: str) -> Element:

@@ -35,6 +35,7 @@ METRICS = [
     "sparseness",
 ]
 SIGNED = {"lrp_z", "lime_200"}
+CHANCE = {"pointing_game": 0.06, "iou_rectangle_20": 0.21, "relevance_mass_accuracy": 0.11}
 LOCALIZATION = {"pointing_game", "iou_rectangle_20", "relevance_mass_accuracy"}
 SKILL = {"transformer_lrp": 0.25, "gradcam": 0.2, "lrp_z": 0.05, "lime_200": 0.12, "control_center": 0.1}
 CONSTANT, PARTLY_NAN, MISSING, FAILED_METRIC = "case_003", "case_004", "case_005", "case_006"
@@ -53,6 +54,7 @@ class RunFolder:
     methods: list[Any] = field(default_factory=lambda: METHODS)
     metrics: list[Any] = field(default_factory=lambda: METRICS)
     seed: int = 0
+    chance: bool = True
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
@@ -137,19 +139,33 @@ class RunFolder:
         rois = np.stack([self._roi(start + i) for i in range(len(ids))])
         image = np.stack([self._image(roi) for roi in rois])
         annotated = np.array([self.labels[start + i] != "normal" for i in range(len(ids))])
-        np.savez(self._file("inputs", model, f"{name}.npz"), image=image, roi=rois, annotated=annotated, sample_id=ids)
+        self._inputs(model, name, ids, image, rois, annotated)
         for method in map(label_of, self.methods):
             if unsupported(model, method):
                 continue
-            keep = [i for i, sample in enumerate(ids) if not (sample == MISSING and method == "gradcam")]
-            maps = np.stack([self._map(method, ids[i], rois[i]) for i in keep]).astype(np.float32)
-            named = np.array([predictions["predicted"][start + i] for i in keep])
-            target = np.array([self.classes.index(name) for name in named])
-            kept = [ids[i] for i in keep]
+            cases = [
+                (i, target)
+                for i, sample in enumerate(ids)
+                for target in self._targets(start + i, predictions)
+                if not (sample == MISSING and method == "gradcam")
+            ]
+            maps = np.stack([self._map(method, ids[i], rois[i]) for i, _ in cases]).astype(np.float32)
+            target = np.array([self.classes.index(name) for _, name in cases])
+            kept = [ids[i] for i, _ in cases]
             path = self._file("maps", model, method, f"{name}.npz")
             np.savez(path, maps=maps, target=target, sample_id=kept)
-            scores = self._scores(model, method, kept, annotated[keep], named)
+            named = np.array([target for _, target in cases])
+            scores = self._scores(model, method, kept, annotated[[i for i, _ in cases]], named)
             scores.to_parquet(self._file("scores", model, method, f"{name}.parquet"))
+
+    def _targets(self, i: int, predictions: pd.DataFrame) -> list[str]:
+        """The classes that the maps of image i explain."""
+        return [predictions["predicted"][i]]
+
+    def _inputs(
+        self, model: str, name: str, ids: list[str], image: np.ndarray, rois: np.ndarray, annotated: np.ndarray
+    ) -> None:
+        np.savez(self._file("inputs", model, f"{name}.npz"), image=image, roi=rois, annotated=annotated, sample_id=ids)
 
     def _roi(self, i: int) -> np.ndarray:
         y, x = np.mgrid[: self.size, : self.size] / self.size
@@ -185,7 +201,10 @@ class RunFolder:
             drop = [s == FAILED_METRIC and metric == "max_sensitivity" and method == "lrp_z" for s in ids]
             frame = pd.DataFrame({"sample_id": ids, "model": model, "method": method, "metric": metric})
             frame["patient_id"] = [self.patients[self.ids.index(s)] for s in ids]
-            parts.append(frame.assign(target=target, value=value)[~np.array(drop)])
+            frame = frame.assign(target=target, value=value)
+            if self.chance:
+                frame["chance"] = np.where(np.isnan(value), np.nan, CHANCE.get(metric, np.nan))
+            parts.append(frame[~np.array(drop)])
         return pd.concat(parts, ignore_index=True)
 
     def _values(self, method: str, metric: str, n: int) -> np.ndarray:
@@ -247,8 +266,104 @@ def unsupported(model: str, method: str) -> bool:
 
 
 def performance_of(predictions: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
-    """The content of `performance.json`, by the package's own function."""
-    from heatproof.training.performance import performance
+    """The content of `performance.json`: areas by scikit-learn, the rest counted here, made-up intervals."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
 
-    labels = np.array([classes.index(label) for label in predictions["label"]])
-    return performance(labels, predictions[[f"p_{c}" for c in classes]].to_numpy(), classes).to_dict()
+    multilabel = "labels" in predictions
+    p = predictions[[f"p_{c}" for c in classes]].to_numpy()
+    truth = np.stack(
+        [predictions[f"label_{c}"] if multilabel else predictions["label"] == c for c in classes], 1
+    ).astype(float)
+    both = {c: {0.0, 1.0} <= set(truth[:, k]) for k, c in enumerate(classes)}
+    known = ~np.isnan(truth)
+    found: dict[str, Any] = {"n": len(p), "support": {c: int(np.nansum(truth[:, k])) for k, c in enumerate(classes)}}
+    for area, function in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
+        pairs = [(c, truth[known[:, k], k], p[known[:, k], k]) for k, c in enumerate(classes)]
+        found[area] = {c: float(function(t, q)) if both[c] else None for c, t, q in pairs}
+        defined = {c: value for c, value in found[area].items() if value is not None}
+        weights = [found["support"][c] for c in defined]
+        found[f"{area}_macro"] = float(np.mean([*defined.values()])) if defined else None
+        found[f"{area}_weighted"] = float(np.average([*defined.values()], weights=weights)) if defined else None
+    right = (p >= 0.5) == (truth == 1) if multilabel else p.argmax(1) == truth.argmax(1)
+    found |= {"accuracy": float(right[known if multilabel else ...].mean()), "balanced_accuracy": 0.625, "ece": 0.0875}
+    found |= {"undefined": [c for c in classes if not both[c]], "task": "multilabel" if multilabel else "multiclass"}
+    found["reliability"] = [
+        {"low": 0.0, "high": 0.5, "n": 0, "confidence": None, "accuracy": None},
+        {"low": 0.5, "high": 0.75, "n": 12, "confidence": 0.625, "accuracy": 0.5},
+        {"low": 0.75, "high": 1.0, "n": 18, "confidence": 0.9, "accuracy": 0.95},
+    ]
+    found["confusion"] = confusion_of(p, truth, classes, multilabel)
+    values = {name: found[name] for name in OVERALL}
+    values |= {f"{area}.{c}": found[area][c] for area in ("auroc", "auprc") for c in classes}
+    found["intervals"] = {name: interval_around(value, len(p)) for name, value in values.items()}
+    return found
+
+
+OVERALL = "accuracy balanced_accuracy ece auroc_macro auroc_weighted auprc_macro auprc_weighted".split()
+
+
+def interval_around(value: float | None, n: int) -> dict[str, Any]:
+    """An interval as `performance.json` holds it."""
+    low, high = (None, None) if value is None else (value - 0.07, value + 0.05)
+    return {"estimate": value, "low": low, "high": high, "n": n, "patients": 20, "nan": 0, "method": "bca"}
+
+
+def confusion_of(p: np.ndarray, truth: np.ndarray, classes: list[str], multilabel: bool) -> Any:
+    """K × K rows of the truth; for labels by class [[TN, FP], [FN, TP]]."""
+    if not multilabel:
+        table = np.zeros((len(classes), len(classes)), int)
+        np.add.at(table, (truth.argmax(1), p.argmax(1)), 1)
+        return table.tolist()
+    return {
+        c: [[int(((truth[:, k] == t) & ((p[:, k] >= 0.5) == said)).sum()) for said in (False, True)] for t in (0, 1)]
+        for k, c in enumerate(classes)
+    }
+
+
+@dataclass
+class LabelRunFolder(RunFolder):
+    """The same with several labels an image, of which some are unknown, two explained classes, and a region a class."""
+
+    classes: list[str] = field(default_factory=lambda: ["edema", HOSTILE, "nodule"])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        truth = np.random.default_rng(self.seed).random((self.cases, 3)) < [0.5, 0.3, 0.2]
+        self.truth = truth.astype(float)
+        self.truth[::7, 0] = np.nan
+
+    def recipe(self) -> dict[str, Any]:
+        return {**super().recipe(), "target": self.explained}
+
+    @property
+    def explained(self) -> list[str]:
+        """The classes that the maps explain."""
+        return [self.classes[0], self.classes[2]]
+
+    def _targets(self, i: int, predictions: pd.DataFrame) -> list[str]:
+        return self.explained
+
+    def _columns(self) -> dict[str, Any]:
+        labels = ["|".join(c for c, t in zip(self.classes, row, strict=True) if t == 1) for row in self.truth]
+        return {"labels": labels, **{f"label_{c}": self.truth[:, k] for k, c in enumerate(self.classes)}}
+
+    def _samples(self) -> pd.DataFrame:
+        frame = pd.DataFrame({"sample_id": self.ids, "patient_id": self.patients, "split": "test", **self._columns()})
+        return frame.assign(explained=True)
+
+    def _predictions(self, model: str) -> pd.DataFrame:
+        logits = self.random.normal(size=(self.cases, 3)) + 2 * np.nan_to_num(self.truth) - 1
+        frame = pd.DataFrame({"sample_id": self.ids, "patient_id": self.patients, "model": model, "split": "test"})
+        p = 1 / (1 + np.exp(-logits))
+        frame = frame.assign(**self._columns())
+        frame["predicted"] = ["|".join(c for c, q in zip(self.classes, row, strict=True) if q >= 0.5) for row in p]
+        for k, name in enumerate(self.classes):
+            frame[f"logit_{name}"], frame[f"p_{name}"] = logits[:, k], p[:, k]
+        return frame
+
+    def _inputs(
+        self, model: str, name: str, ids: list[str], image: np.ndarray, rois: np.ndarray, annotated: np.ndarray
+    ) -> None:
+        several = np.stack([rois, rois & False, rois[:, ::-1]], axis=1)
+        known = np.stack([annotated, annotated, annotated & False], axis=1)
+        super()._inputs(model, name, ids, image, several, known)

@@ -41,6 +41,7 @@ _STYLE: Any = {
     "ytick.major.size": 0,
     "legend.frameon": False,
 }
+_MANY = 150  # scores in a box, beyond which only outliers are drawn as points
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 
 
@@ -57,9 +58,10 @@ class Picture:
 def box_plots(
     scores: pd.DataFrame, methods: Sequence[str], classes: Sequence[str], *, limits: tuple[float, float] | None = None
 ) -> Picture:
-    """Scores of one model and metric: a group of boxes a method, in it a box a class, every score a point.
+    """Scores of one model and metric: a group of boxes a method, in it a box a class, scores as points.
 
-    Boxes are quartiles with the median, whiskers reach to the last score within 1.5 interquartile ranges. Where a method's
+    Boxes are quartiles with the median, whiskers reach to the last score within 1.5 interquartile ranges. A box of more
+    than 150 scores shows only those beyond its whiskers as points. Where a method's
     scores are all 0 or 1, the box is the share of ones. Undefined scores are left out.
 
     Args:
@@ -130,6 +132,33 @@ def training_curves(history: pd.DataFrame) -> Picture:
         return _picture(figure)
 
 
+def reliability(bins: Sequence[Mapping[str, float]]) -> Picture:
+    """How often predictions are right, by how sure the model is; below, how many there are.
+
+    On the dashed line, confidence and accuracy agree.
+
+    Args:
+        bins: low, high, n, confidence (mean) and accuracy of each, as `training.performance` gives them; empty bins are
+            left out.
+    """
+    from matplotlib import rc_context
+
+    filled = [found for found in bins if found["n"]]
+    with rc_context(_STYLE):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(3.4, 3.9), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        upper.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+        confidence, right = ([found[name] for found in filled] for name in ("confidence", "accuracy"))
+        upper.plot(confidence, right, color=PALETTE[0], linewidth=1.6, marker="o", markersize=4)
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+        edges, widths = [b["low"] for b in filled], [b["high"] - b["low"] for b in filled]
+        lower.bar(edges, [b["n"] for b in filled], widths, align="edge", color=f"{PALETTE[0]}66")
+        lower.set(xlabel="confidence", ylabel="number")
+        return _picture(figure)
+
+
 def _panels(history: pd.DataFrame) -> Mapping[str, Mapping[str, str]]:
     """Each panel's title -> {column: its name in the legend}."""
     measured = [c for c in history.columns if c not in ("epoch", "lr", "seconds") and history[c].notna().any()]
@@ -152,6 +181,10 @@ def _draw(axes: "Axes", values: np.ndarray[Any, Any], centre: float, colour: str
         axes.barh(centre, values.mean(), height=0.17, facecolor=f"{colour}26", edgecolor=colour, linewidth=1.1)
     else:
         _box(axes, values, centre, colour)
+    if len(values) > _MANY:  # then the points that say something are those that the box does not hold
+        low, high = np.quantile(values, [0.25, 0.75])
+        reach = 1.5 * (high - low)
+        values = values[(values < low - reach) | (values > high + reach)] if not binary else values[:0]
     # the golden ratio spreads points evenly, and the same way each time
     jitter = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.14
     axes.plot(values, centre + jitter, linestyle="none", marker="o", markersize=3.2, color=colour, alpha=0.5, mew=0)

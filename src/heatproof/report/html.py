@@ -11,8 +11,10 @@ from typing import Any
 import pandas as pd
 
 from heatproof.images import display
-from heatproof.report import figures, gallery, summary, tables, text, views
+from heatproof.report import citations, figures, gallery, summary, tables, text, views
+from heatproof.report.cases import is_multilabel, performance_of, predictions_of
 from heatproof.report.figures import Picture
+from heatproof.report.layout import write_sheets
 from heatproof.study.store import Run
 
 _UNFINISHED = ".unfinished-report"
@@ -30,8 +32,8 @@ class Saved:
 def build_report(run_path: str | Path) -> Path:
     """Write the report of a run, finished or not, and return the path of its page.
 
-    The folder `<run>/report` holds `index.html`, `assets/` (style, script, figures, pictures of the cases) and `tables/`
-    (CSV). It appears whole or not at all; an earlier report is replaced.
+    The folder `<run>/report` holds `index.html`, `references.bib`, `assets/` (style, scripts, figures, pictures of the
+    cases) and `tables/` (CSV and LaTeX). It appears whole or not at all; an earlier report is replaced.
 
     Raises:
         InputError: `run_path` is not the folder of a study, or nothing of it is there yet.
@@ -52,31 +54,47 @@ def build_report(run_path: str | Path) -> Path:
 
 def _page(run: Run, folder: Path) -> str:
     _copy_assets(folder)
-    scores, comparisons = tables.score_table(run), tables.comparisons(run)
-    performance, reductions, failures = tables.performance_table(run), run.reductions(), tables.failure_table(run)
-    data = tables.data_table(run)
-    written = {"data": data, "performance": performance, "scores": scores, "comparisons": comparisons}
-    tables.write_tables(folder / "tables", {**written, "reductions": reductions, "failures": failures})
+    scores, comparisons, pairs = tables.score_table(run), tables.comparisons(run), tables.pair_table(run)
+    performance, reductions = tables.performance_table(run), run.reductions()
+    findings = summary.findings(run, scores, comparisons, pairs)
+    sheets = {
+        "data": views.data_sheet(run, tables.data_table(run)),
+        "performance": views.overview_sheet(run, performance),
+        "classes": views.class_sheet(run, performance),
+        "confusion": views.confusion_sheet(run),
+        "scores": views.score_sheet(run, scores, findings),
+        "lift": views.lift_sheet(run, scores, comparisons),
+        "controls": views.control_sheet(comparisons),
+        "pairs": views.pair_sheet(run, pairs, scores),
+        "ranks": views.rank_sheet(run, tables.rank_table(run, scores)),
+        "gaps": views.gap_sheet(tables.gap_table(scores)),
+        "failures": views.failure_sheet(tables.failure_table(run)),
+        "options": views.reduction_sheet(reductions),
+    }
+    write_sheets(folder / "tables", filter(None, sheets.values()))
+    references = citations.bibtex(citations.used_keys(run, scores, pairs))
+    (folder / "references.bib").write_text(references, encoding="utf-8")
     return _render(
         run=run,
+        sheets=sheets,
         paragraph=summary.run_paragraph(run),
         provenance=summary.provenance(run, datetime.datetime.now(tz=datetime.UTC).date().isoformat()),
         model_sentences=summary.model_sentences(run),
-        findings=summary.findings(run, comparisons),
+        findings=findings,
         finding_parts=summary.PARTS,
         comparison_note=summary.comparison_note(run, comparisons),
         caveats=summary.caveats(run, scores, reductions),
-        data=data.to_dict("records"),
-        performance=views.performance_view(run, performance),
-        score_tables=views.score_views(run, scores, comparisons),
-        metrics=views.metric_heads(run),
-        methods=views.method_heads(run),
+        performance_notes=list(views.performance_notes(run, performance)),
+        metrics=views.metric_entries(run),
+        methods=views.method_entries(run),
         curves=_curves(run, folder),
+        reliability=_reliability(run, folder),
         boxes=_boxes(run, folder),
         class_colours=[(name, colour, figures.DARK.get(colour, colour)) for name, colour in _class_colours(run)],
-        reductions=reductions.to_dict("records"),
-        failures=failures.to_dict("records"),
-        cards=gallery.gallery(run, folder),
+        methods_paragraph=citations.methods_paragraph(run, scores, pairs),
+        references=references,
+        picture_side=gallery.picture_side(run),
+        cases=gallery.write_gallery(run, folder),
         scales={"positive": _gradient(signed=False), "signed": _gradient(signed=True)},
         opacity=display.OPACITY,
         percentile=f"{display.PERCENTILE:g}",
@@ -89,7 +107,7 @@ def _class_colours(run: Run) -> list[tuple[str, str]]:
 
 def _copy_assets(folder: Path) -> None:
     (folder / "assets").mkdir()
-    for name in ("report.css", "report.js"):
+    for name in ("report.css", "theme.js", "report.js", "gallery.js"):
         content = resources.files("heatproof.report").joinpath("assets", name).read_bytes()
         (folder / "assets" / name).write_bytes(content)
 
@@ -104,8 +122,7 @@ def _render(**content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"breakable": _breakable, "fixed": text.fixed, "significant": text.significant, "counted": text.counted}
-    environment.filters.update(filters)
+    environment.filters.update({"breakable": _breakable, "counted": text.counted})
     return environment.get_template("report.html.j2").render(**content)
 
 
@@ -126,11 +143,29 @@ def _curves(run: Run, folder: Path) -> dict[str, Saved]:
     }
 
 
+def _reliability(run: Run, folder: Path) -> dict[str, Saved]:
+    """By model, its reliability plot, where its performance has the bins."""
+    bins = {model: (performance_of(run, model) or {}).get("reliability") for model in run.models}
+    return {
+        model: _save(figures.reliability(found), folder, f"reliability-{model}")
+        for model, found in bins.items()
+        if found
+    }
+
+
 def _boxes(run: Run, folder: Path) -> dict[str, dict[str, Saved]]:
     """By metric and model, its box plots; those of a metric share their axis."""
-    labels = run.samples.set_index("sample_id")["label"]
-    scores = run.scores.assign(label=run.scores["sample_id"].map(labels))
+    classes = [_grouped(run, model) for model in run.models]
+    scores = pd.concat(classes, ignore_index=True)
     return {metric: _boxes_of(run, scores[scores["metric"] == metric], folder, metric) for metric in run.metrics}
+
+
+def _grouped(run: Run, model: str) -> pd.DataFrame:
+    """The model's scores with the class whose box they stand in: the true one; of several labels the explained one."""
+    scores, predictions = run.scores[run.scores["model"] == model], predictions_of(run, model)
+    if is_multilabel(predictions):
+        return scores.assign(label=scores["target"])
+    return scores.assign(label=scores["sample_id"].map(predictions.set_index("sample_id")["label"]))
 
 
 def _boxes_of(run: Run, scores: pd.DataFrame, folder: Path, metric: str) -> dict[str, Saved]:

@@ -1,21 +1,29 @@
-"""The report's numbers as data frames: what the page shows and what stands in `tables/*.csv`."""
+"""The report's numbers as data frames, with all their digits: what the page shows and what stands in `tables/*.csv`."""
 
-from collections.abc import Mapping
-from pathlib import Path
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from heatproof.statistics import Interval, patient_bootstrap
+from heatproof.report.cases import explained_cases, names_in, on_test_images, performance_of
+from heatproof.statistics import Interval, compare, patient_bootstrap
 from heatproof.study.store import Run
 
-LEVEL = 0.95
+LEVEL, ERROR = 0.95, 0.05  # of intervals, and of tests
 AREAS = ("auroc", "auprc")
+OVERALL = (
+    "accuracy",
+    "balanced_accuracy",
+    *(f"{area}_{mean}" for area in AREAS for mean in ("macro", "weighted")),
+    "ece",
+)
 FEWEST_PATIENTS = 10  # below this, bootstrap intervals are too narrow to say that two methods differ
 # where a map that knows nothing of the model has to lose; it may well be robust, or sparse
 COMPARED = ("faithfulness", "localization")
+CHANCE = "chance"  # stands among the controls where a metric has a chance level
 _MANY_DRAWS = 10_000  # a corrected level looks far into the tails
 
 
@@ -54,63 +62,77 @@ def is_compared(run: Run, metric: str) -> bool:
     return metrics()[run.recipe.metric(metric).name].category in COMPARED
 
 
+def scores_of(run: Run) -> pd.DataFrame:
+    """`Run.scores` with a column `chance`, NaN where the metric has no chance level or the run has not kept it."""
+    scores = run.scores
+    return scores if CHANCE in scores.columns else scores.assign(**{CHANCE: math.nan})
+
+
 def data_table(run: Run) -> pd.DataFrame:
     """Images, patients and images of each class, a row a split: split, images, patients, n_<class>..."""
     rows = []
     for split in ("train", "val", "test"):
         part = run.samples[run.samples["split"] == split]
-        counts = part["label"].value_counts()
-        by_class = {f"n_{name}": int(counts.get(name, 0)) for name in run.classes}
+        by_class = {f"n_{name}": _images_of(part, name) for name in run.classes}
         rows.append({"split": split, "images": len(part), "patients": part["patient_id"].nunique(), **by_class})
     return pd.DataFrame(rows)
 
 
-def on_test_images(run: Run, model: str) -> pd.DataFrame:
-    """The model's predictions on the test images."""
-    predictions = run.predictions
-    return predictions[(predictions["model"] == model) & (predictions["split"] == "test")].reset_index(drop=True)
+def _images_of(samples: pd.DataFrame, name: str) -> int:
+    if "labels" in samples.columns:
+        return sum(name in names_in(labels) for labels in samples["labels"])
+    return int((samples["label"] == name).sum())
 
 
 def accuracy(run: Run, model: str) -> Interval:
-    """Share of the test images classified correctly."""
+    """Share of the test images classified correctly, of a model that says one class an image."""
     rows = on_test_images(run, model)
     return patient_bootstrap(rows["predicted"] == rows["label"], rows["patient_id"], level=LEVEL)
 
 
 def performance_table(run: Run) -> pd.DataFrame:
-    """How well the models classify the test images: model, measure, class (empty: all of them), value, low, high.
+    """How well the models classify the test images.
 
-    A value is NaN where it is undefined. Only accuracy has an interval. A model that is not there yet has no rows.
+    Columns: model, measure, class (empty: all of them), value, low, high, n, patients, nan, positives (test images of the
+    class). A value is NaN where it is undefined, a bound where there is no interval. A model that is not there yet has
+    no rows.
     """
-    rows: list[dict[str, Any]] = []
-    for model in run.models:
-        right = accuracy(run, model)
-        if not right.n:
-            continue
-        found = run.performance(model)
-        overall = ["accuracy", *(f"{area}_{average}" for area in AREAS for average in ("macro", "weighted"))]
-        rows += [{"model": model, "measure": measure, "class": "", "value": found[measure]} for measure in overall]
-        rows[-len(overall)] |= {"low": right.low, "high": right.high}
-        for area in AREAS:
-            rows += [{"model": model, "measure": area, "class": k, "value": v} for k, v in found[area].items()]
-    columns = ["model", "measure", "class", "value", "low", "high"]
+    rows = [row for model in run.models for row in _performance_rows(run, model)]
+    columns = "model measure class value low high n patients nan positives".split()
     return pd.DataFrame(rows, columns=columns).astype({"value": float, "low": float, "high": float})
+
+
+def _performance_rows(run: Run, model: str) -> list[dict[str, Any]]:
+    found = performance_of(run, model)
+    if found is None:
+        return []
+    intervals, support = found.get("intervals", {}), found["support"]
+
+    def row(measure: str, name: str, value: float | None) -> dict[str, Any]:
+        interval = intervals.get(f"{measure}.{name}" if name else measure, {})
+        counts = {key: interval.get(key) for key in ("low", "high", "n", "patients", "nan")}
+        positives = support[name] if name else None
+        return {"model": model, "measure": measure, "class": name, "value": value, **counts, "positives": positives}
+
+    overall = [row(measure, "", found[measure]) for measure in OVERALL if measure in found]
+    return overall + [row(area, name, value) for area in AREAS for name, value in found[area].items()]
 
 
 def score_table(run: Run) -> pd.DataFrame:
     """Mean and interval of every model, method and metric, in the recipe's order.
 
     Columns: model, method, control, metric, estimate, low, high, n (defined scores), patients, nan (undefined scores),
-    missing (cases without a score, see the failures), interval (how the bounds came about), best (highest mean of the
-    explainers, or lowest where lower is better; the first of equals).
+    missing (cases without a score, see the failures), interval (how the bounds came about), chance (mean chance level of
+    the cases with a score), lift, lift_low, lift_high (mean of score minus chance; all NaN for a metric without chance),
+    best (highest mean of the explainers, or lowest where lower is better; the first of equals).
     """
-    groups = dict(list(run.scores.groupby(["model", "method", "metric"], sort=False)))
+    groups = dict(list(scores_of(run).groupby(["model", "method", "metric"], sort=False)))
     rows = []
     for model in run.models:
-        cases = len(run.cases(model))
+        cases = len(explained_cases(run, model))
         for method in run.methods:
             for metric in run.metrics:
-                scores = groups.get((model, method, metric), run.scores.iloc[:0])
+                scores = groups.get((model, method, metric), scores_of(run).iloc[:0])
                 rows.append({"model": model, "method": method, "control": is_control(run, method), "metric": metric})
                 rows[-1].update(_cell(scores, cases, share=is_share(run, metric)))
     table = pd.DataFrame(rows)
@@ -118,8 +140,11 @@ def score_table(run: Run) -> pd.DataFrame:
 
 
 def _cell(scores: pd.DataFrame, cases: int, *, share: bool) -> dict[str, Any]:
-    values = scores["value"].to_numpy(dtype=np.float64)
-    interval = interval_of(values, scores["patient_id"].to_numpy(), level=LEVEL, share=share)
+    values, chance = (scores[name].to_numpy(dtype=np.float64) for name in ("value", CHANCE))
+    patients = scores["patient_id"].to_numpy()
+    interval = interval_of(values, patients, level=LEVEL, share=share)
+    lift = lift_of(values, chance, patients, level=LEVEL, share=share)
+    both = np.isfinite(values - chance)
     return {
         "estimate": interval.estimate,
         "low": interval.low,
@@ -127,8 +152,12 @@ def _cell(scores: pd.DataFrame, cases: int, *, share: bool) -> dict[str, Any]:
         "n": interval.n,
         "patients": interval.patients,
         "nan": interval.nan,
-        "missing": cases - scores["sample_id"].nunique(),
+        "missing": cases - len(scores),
         "interval": interval.method,
+        CHANCE: chance[both].mean() if both.any() else math.nan,
+        "lift": lift.estimate,
+        "lift_low": lift.low,
+        "lift_high": lift.high,
     }
 
 
@@ -143,6 +172,23 @@ def interval_of(values: NDArray[Any], patients: NDArray[Any], **options: Any) ->
     return Interval(total, np.nan, np.nan, int(defined.sum()), people, int((~defined).sum()), method="none")
 
 
+def lift_of(
+    values: NDArray[Any], chance: NDArray[Any], patients: NDArray[Any], *, share: bool, **options: Any
+) -> Interval:
+    """The mean of score minus chance, with the interval that `interval_of` gives its mean.
+
+    Where all scores are 0, or all are 1, resampling shows no spread: the interval is then Wilson's of the scores, moved by
+    the mean chance level.
+    """
+    lift = interval_of(values - chance, patients, share=False, **options)
+    both = ~np.isnan(values - chance)
+    scores = interval_of(values[both], patients[both], share=share, **options)
+    if scores.method != "wilson":
+        return lift
+    mean = chance[both].mean()
+    return replace(lift, low=scores.low - mean, high=scores.high - mean, method="wilson")
+
+
 def _best(run: Run, table: pd.DataFrame) -> NDArray[np.bool_]:
     signs = {metric: 1 if higher_is_better(run, metric) else -1 for metric in run.metrics}
     quality = (table["estimate"] * table["metric"].map(signs))[~table["control"]].dropna()
@@ -151,41 +197,53 @@ def _best(run: Run, table: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def comparisons(run: Run) -> pd.DataFrame:
-    """Every explainer against every control, paired by image, in the metrics of the categories `COMPARED`.
+    """Every explainer against every control, paired by image and explained class, in the metrics of `COMPARED`.
 
-    Columns: model, metric, method, control, difference (method minus control), low, high, n, patients, nan, level,
-    verdict. The intervals of one model and metric share 5 % among them (Bonferroni), so `verdict` is `better` or
-    `worse` only where that wider interval excludes zero, else `open`; `few` where fewer than ten patients have both
-    scores.
+    Where a metric has a chance level, that counts as one control more, `CHANCE`. Columns: model, metric, method, control,
+    difference (method minus control), low, high, n, patients, nan, level, verdict. The intervals of one model and metric
+    share 5 % among them (Bonferroni), so `verdict` is `better` or `worse` only where that wider interval excludes zero,
+    else `open`; `few` where fewer than ten patients have both scores; `none` where no case has.
     """
     controls = [method for method in run.methods if is_control(run, method)]
     explainers = [method for method in run.methods if method not in controls]
     columns = "model metric method control difference low high n patients nan level verdict".split()
     rows: list[tuple[Any, ...]] = []
-    wanted = run.scores[run.scores["metric"].isin([metric for metric in run.metrics if is_compared(run, metric)])]
-    for (model, metric), scores in wanted.groupby(["model", "metric"], sort=False):
-        wide = scores.groupby(["sample_id", "patient_id", "method"], sort=False)["value"].mean().unstack("method")
-        pairs = [(m, c) for m in explainers for c in controls if {m, c} <= set(wide.columns)]
+    scores = scores_of(run)
+    wanted = scores[scores["metric"].isin([metric for metric in run.metrics if is_compared(run, metric)])]
+    for (model, metric), part in wanted.groupby(["model", "metric"], sort=False):
+        values, chance = (_wide(part, column) for column in ("value", CHANCE))
+        patients = values.index.get_level_values("patient_id").to_numpy()
+        pairs = [(m, c) for m in explainers for c in controls if {m, c} <= set(values)]
+        pairs += [(m, CHANCE) for m in explainers if m in chance and chance[m].notna().any()]
+        level = 1 - ERROR / max(1, len(pairs))
+        options: dict[str, Any] = {"level": level, "draws": _MANY_DRAWS}
         for method, control in pairs:
-            found = _difference(wide[method] - wide[control], 1 - (1 - LEVEL) / len(pairs))
-            said = verdict(found, higher_is_better=higher_is_better(run, str(metric)))
-            numbers = (found.estimate, found.low, found.high, found.n, found.patients, found.nan)
-            rows.append((model, metric, method, control, *numbers, 1 - (1 - LEVEL) / len(pairs), said))
+            mine = values[method].to_numpy()
+            if control == CHANCE:
+                share = is_share(run, str(metric))
+                interval = lift_of(mine, chance[method].to_numpy(), patients, share=share, **options)
+            else:
+                interval = interval_of(mine - values[control].to_numpy(), patients, share=False, **options)
+            said = verdict(interval, higher_is_better=higher_is_better(run, str(metric)))
+            numbers = (interval.estimate, interval.low, interval.high, interval.n, interval.patients, interval.nan)
+            rows.append((model, metric, method, control, *numbers, level, said))
     return pd.DataFrame(rows, columns=columns)
 
 
-def _difference(values: "pd.Series[float]", level: float) -> Interval:
-    patients = values.index.get_level_values("patient_id").to_numpy()
-    return interval_of(values.to_numpy(dtype=np.float64), patients, level=level, draws=_MANY_DRAWS, share=False)
+def _wide(scores: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The column by case (rows) and method (columns)."""
+    wide = scores.set_index(["sample_id", "target", "patient_id", "method"])[column].unstack("method")
+    return wide.astype(np.float64)
 
 
 def verdict(difference: Interval, *, higher_is_better: bool) -> str:
     """What the interval of a mean difference allows to say of the first of the two.
 
-    `better` or `worse` where it excludes zero, else `open`; `few` where fewer than ten patients stand behind it.
+    `better` or `worse` where it excludes zero, else `open`; `few` where fewer than ten patients stand behind it, `none`
+    where nobody does.
     """
     if difference.patients < FEWEST_PATIENTS:
-        return "few"
+        return "few" if difference.patients else "none"
     if difference.low > 0:
         return "better" if higher_is_better else "worse"
     if difference.high < 0:
@@ -193,15 +251,40 @@ def verdict(difference: Interval, *, higher_is_better: bool) -> str:
     return "open"
 
 
+def pair_table(run: Run) -> pd.DataFrame:
+    """All pairs of methods, controls included, within each model and metric: see `statistics.compare`."""
+    return compare(run.scores)
+
+
+def rank_table(run: Run, scores: pd.DataFrame) -> pd.DataFrame:
+    """Ranks of the methods' means, controls included: model, method, control, a column a metric, mean.
+
+    Rank 1 is the best mean; equal means share the mean of their ranks. Only metrics in which explainers are compared
+    with the controls are ranked. `mean` is over the metrics, NaN for a method that has no rank in one of them. The
+    metrics depend on one another, so the mean rank describes and tests nothing.
+    """
+    metrics = [metric for metric in run.metrics if is_compared(run, metric)]
+    part = scores[scores["metric"].isin(metrics)]
+    sign = part["metric"].map({metric: 1 if higher_is_better(run, metric) else -1 for metric in metrics}).astype(float)
+    quality = part["estimate"] * sign
+    ranks = quality.groupby([part["model"], part["metric"]]).rank(ascending=False)
+    order = pd.MultiIndex.from_product([run.models, run.methods], names=["model", "method"])
+    wide = part.assign(rank=ranks).pivot(index=["model", "method"], columns="metric", values="rank")
+    wide = wide.reindex(index=order, columns=metrics)
+    table = wide.assign(mean=wide.mean(axis=1, skipna=False)).reset_index()
+    table.insert(2, "control", [is_control(run, method) for method in table["method"]])
+    return table.rename_axis(columns=None)
+
+
+def gap_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Where scores are undefined or missing: model, metric, method, defined, undefined, missing; complete cells left out."""
+    found = scores.rename(columns={"n": "defined", "nan": "undefined"})
+    found = found[(found["undefined"] > 0) | (found["missing"] > 0)]
+    return found[["model", "metric", "method", "defined", "undefined", "missing"]].reset_index(drop=True)
+
+
 def failure_table(run: Run) -> pd.DataFrame:
     """The failures, those of the same kind beside each other."""
     return run.failures.sort_values(
         ["stage", "model", "method", "metric", "sample_id"], kind="stable", ignore_index=True
     )
-
-
-def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Each table as CSV with all its digits, `<folder>/<name>.csv`."""
-    folder.mkdir(parents=True)
-    for name, table in tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False)
