@@ -1,6 +1,7 @@
 """The command line, run in this process; help in processes of its own."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -12,12 +13,14 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from pandas.testing import assert_frame_equal
 from PIL import Image
 
 import heatproof
 from heatproof import explanation, scoring
 from heatproof.cli import main
 from heatproof.cli.explaining import named_files
+from heatproof.datasets.phantom import Scanners, Shortcut, make_phantom
 from heatproof.errors import InputError
 from heatproof.explanation import explain
 from heatproof.models.checkpoint import load_checkpoint, save_checkpoint
@@ -162,7 +165,36 @@ def test_train_saves_a_model_that_knows_the_answer(
     assert found["support"] == {"left": 5, "right": 5}
     assert load_checkpoint(tmp_path / "m").classes == ("left", "right")
     assert len(pd.read_csv(tmp_path / "m" / "history.csv")) == 8
-    assert "Test images: accuracy" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"10 test images: accuracy \d\.\d{3} \(\d\.\d\d to \d\.\d\d\)", printed)
+
+
+def test_train_takes_every_option_of_the_training_and_no_other(
+    call: Call, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = [part for key, value in VIT.items() for part in ("--config", f"{key}={value}")]
+    common = ["train", place / "samples.csv", "--out", tmp_path / "m", "--source", "hf:vit", "--image-size", "32",
+              "--channels", "1", *config, "--epochs", "2", "--device", "cpu"]  # fmt: skip
+    further = ["-o", "optimizer=sgd", "-o", "schedule=cosine", "-o", "augment={shift: 0.0}", "--task", "multilabel"]
+    assert call(*common, *further) == 0
+    options = json.loads((tmp_path / "m" / "model.json").read_text())["extra"]["training"]["options"]
+    assert (options["optimizer"], options["schedule"], options["momentum"]) == ("sgd", "cosine", 0.9)
+    assert load_checkpoint(tmp_path / "m").task == "multilabel"
+    for bad, message in (
+        (["-o", "optimiser=sgd"], "no option 'optimiser'. Did you mean 'optimizer'"),
+        (["-o", "lr=0.1"], "--option lr: give it as --lr."),
+        (["--task", "both"], "--task"),
+    ):
+        capsys.readouterr()
+        assert call(*common, *bad) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_init_writes_a_recipe_that_can_be_planned(call: Call, place: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "first.yaml"
+    assert call("study", "init", place / "samples.csv", "--out", recipe, "--scratch") == 0
+    assert call("data", "check", recipe) == 0
+    assert call("study", "init", place / "samples.csv", "--out", recipe) == 2  # it is there already
 
 
 def test_explain_writes_overlay_and_map_and_names_what_it_cannot_read(
@@ -307,3 +339,58 @@ def test_files_of_one_name_stay_apart(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no files in there"):
         named_files([tmp_path / "empty"])
+
+
+def test_a_phantom_with_everything(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--patients 6 --images-per-patient 2 --size 48 --task multilabel --class nodule --class effusion"
+    options += " --prevalence nodule=0.5 --prevalence effusion=0.4 --uncertain 0.2 --conspicuity 0.5 --format dicom"
+    options += " --bits 16 --shortcut nodule=1 --scanners 2 --scanner-bias effusion=0.5 --seed 3"
+    assert call("data", "phantom", tmp_path / "all", *options.split()) == 0
+    assert f"12 images of 6 patients: {tmp_path / 'all' / 'samples.csv'}" in capsys.readouterr().out
+    made = pd.read_csv(tmp_path / "all" / "samples.csv")
+    expected = make_phantom(
+        tmp_path / "same", patients=6, images_per_patient=2, size=48, task="multilabel", classes=["nodule", "effusion"],
+        prevalence={"nodule": 0.5, "effusion": 0.4}, uncertain=0.2, conspicuity=0.5, format="dicom", bits=16,
+        shortcut=Shortcut("nodule", 1), scanners=Scanners(2, "effusion", 0.5), seed=3,
+    )  # fmt: skip
+    assert_frame_equal(made, pd.read_csv(tmp_path / "same" / "samples.csv"))
+    for ours, theirs in zip(made["image"], expected.samples["image"], strict=True):
+        assert (tmp_path / "all" / ours).read_bytes() == Path(theirs).read_bytes()
+    assert call("data", "phantom", tmp_path / "varied", "--patients", 9, "--images-per-patient", 3, "--varied") == 0
+    assert pd.read_csv(tmp_path / "varied" / "samples.csv")["patient_id"].value_counts().nunique() > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shortcut", "opacity"], "--shortcut opacity: write it as key=value."),
+        (["--shortcut", "opacty=1"], "shortcut: 'opacty' is not one of the classes. Did you mean 'opacity'"),
+        (["--shortcut", "opacity=high"], "shortcut: strength must be a number, from 0 to 1, got 'high'"),
+        (["--scanner-bias", "opacity=1"], "--scanner-bias needs several devices: give --scanners 2 or more."),
+        (["--prevalence", "nodule=0.1"], "prevalence and uncertain belong to task 'multilabel'"),
+        (["--task", "multi"], "task must be 'multiclass' or 'multilabel', got 'multi'"),
+    ],
+)
+def test_a_phantom_that_cannot_be_drawn(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert call("data", "phantom", tmp_path / "x", "--size", 64, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_check_shows_labels_and_regions_of_a_recipe(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phantom = {"patients": 30, "size": 64, "task": "multilabel"}
+    text = {"name": "x", "data": {"phantom": phantom}, "models": [{"name": "m", "source": "hf:vit"}]}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(text | {"methods": ["control_center"], "metrics": ["sparseness"]}))
+    assert call("data", "check", tmp_path / "x.yaml") == 0
+    printed = capsys.readouterr().out
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in printed.splitlines()]
+    ill = make_phantom(tmp_path / "same", patients=30, size=64, task="multilabel").samples["label_effusion"] == 1
+    assert ["class", *(f"{split}: yes / no / ?" for split in ("train", "val", "test"))] in cells
+    (counts,) = ([cell.split(" / ") for cell in row[1:]] for row in cells if row[:1] == ["effusion"])
+    assert [sum(map(int, column)) for column in zip(*counts, strict=True)] == [ill.sum(), (~ill).sum(), 0]
+    assert ["lesion", "effusion", "box, mask", "1", "30", str((~ill).sum())] in cells
+    assert ["lung", "", "mask", "1", "30", "0"] in cells

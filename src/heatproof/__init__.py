@@ -17,6 +17,8 @@ _PUBLIC = {
     "methods": "heatproof.explanation",
     "score": "heatproof.scoring",
     "score_many": "heatproof.scoring",
+    "curve": "heatproof.scoring",
+    "chance": "heatproof.metrics.chance",
     "metrics": "heatproof.scoring",
     "show": "heatproof.images.display",
     "overlay": "heatproof.images.display",
@@ -30,10 +32,11 @@ __all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604
 if TYPE_CHECKING:
     from heatproof.explanation import explain, methods
     from heatproof.images.display import overlay, show
+    from heatproof.metrics.chance import chance
     from heatproof.models import Classifier
     from heatproof.models.checkpoint import save_checkpoint
     from heatproof.models.sources import load_classifier
-    from heatproof.scoring import metrics, score, score_many
+    from heatproof.scoring import curve, metrics, score, score_many
     from heatproof.study.runner import run_study
     from heatproof.study.store import load_run
     from heatproof.training.fit import fit

@@ -16,6 +16,10 @@ class ImageError(InputError):
     """A file cannot be read as an image or a mask."""
 
 
+class StorageError(HeatproofError):
+    """Something cannot be written: the disk is full, or read-only. What was finished before is kept."""
+
+
 class UnsupportedModelError(HeatproofError):
     """The method cannot exist for this model (attention maps of a DenseNet, say)."""
 

@@ -42,3 +42,17 @@ def test_a_bad_file_is_left_out_and_one_class_is_undefined(tmp_path: Path) -> No
     table = dataset.samples[(dataset.samples["split"] != "test") | (dataset.samples["label"] == "left")]
     table.to_csv(tmp_path / "one.csv", index=False)
     assert linear_baseline(load_table(tmp_path / "one.csv")) is None
+
+
+def test_each_of_several_labels_counts_and_what_is_unknown_does_not(tmp_path: Path) -> None:
+    table = write_bright_side(tmp_path, (24, 2, 12), size=32).samples
+    left = (table["label"] == "left").astype(float)
+    noise = np.random.default_rng(0).integers(0, 2, len(table)).astype(float)
+    unknown = left.mask(table.index % 3 == 0)  # a third is not known
+    columns = {"left": unknown.fillna(-1), "right": 1 - left, "noise": noise}
+    table.drop(columns="label").assign(**columns).to_csv(tmp_path / "several.csv", index=False)
+    both = load_table(tmp_path / "several.csv", label_columns=["left", "right"])
+    assert linear_baseline(both) == 1.0
+    three = linear_baseline(load_table(tmp_path / "several.csv", label_columns=["left", "right", "noise"]))
+    assert three is not None
+    assert 2 / 3 <= three < 0.95

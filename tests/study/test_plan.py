@@ -38,6 +38,9 @@ class Counting(nn.Module):
         [{"metric": "max_sensitivity", "samples": 3}, {"metric": "avg_sensitivity", "samples": 3}],
         [{"metric": "max_sensitivity", "samples": 3}, {"metric": "avg_sensitivity", "samples": 4}],
         ["sparseness", "pointing_game"],
+        ["deletion"],
+        [{"metric": "insertion", "step": 10}, {"metric": "deletion", "step": 40}],
+        [{"metric": "faithfulness_correlation", "runs": 30, "subset_size": 20}],
     ],
 )
 def test_passes_of_perturbation_methods_are_exact(metrics: list[Any], tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def changed(plain: dict[str, Any], path: list[Any], value: Any) -> dict[str, Any
         (["metrics", 2], 3, "metrics[2]: must be a name or a mapping with the key 'metric', got 3."),
         (["methods"], [], "methods: List should have at least 1 item"),
         (["data", "folder"], "x", "data: needs exactly one of samples, folder and phantom, got ['samples', 'folder']."),
-        (["schema"], 2, "schema: Input should be 1, got 2."),
+        (["schema"], 2, "recipe: its schema is 2, and Heatproof 0.1.0 reads 1. Use the version"),
+        (["models", 1, "training"], {"freeze": 3}, "models[1].training.freeze: Input should be"),
+        (["models", 1, "training"], {"augment": "no!"}, "models[1].training.augment: Input should be a valid"),
         (["models", 0, "image_size"], "big", "models[0].image_size: Input should be a valid integer"),
     ],
 )  # fmt: skip

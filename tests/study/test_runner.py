@@ -1,7 +1,9 @@
 """A study from recipe to tables, and what happens to it when something is wrong."""
 
+import errno
 import getpass
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from heatproof.errors import InputError
+from heatproof.errors import InputError, StorageError
 from heatproof.explanation import explain
 from heatproof.models import Classifier
 from heatproof.models.checkpoint import load_checkpoint, save_checkpoint
@@ -257,8 +259,8 @@ def test_an_image_that_a_method_cannot_explain_costs_its_map_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_data(tmp_path)
-    broken = failing(explaining.explain, "test005", InputError("no good"), method="attention")
-    monkeypatch.setattr(explaining, "explain", broken)
+    broken = failing(explaining.explain_native, "test005", InputError("no good"), method="attention")
+    monkeypatch.setattr(explaining, "explain_native", broken)
     run = study(tmp_path, **quick(tmp_path))
     assert run.failures.to_dict("records") == [{
         "sample_id": "test005", "model": "vit", "method": "attention", "metric": "", "stage": "explain",
@@ -289,7 +291,9 @@ def test_a_score_that_fails_costs_itself_alone(tmp_path: Path, monkeypatch: pyte
 
 def test_a_mistake_in_the_program_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_data(tmp_path)
-    monkeypatch.setattr(explaining, "explain", failing(explaining.explain, "test005", ZeroDivisionError()))
+    monkeypatch.setattr(
+        explaining, "explain_native", failing(explaining.explain_native, "test005", ZeroDivisionError())
+    )
     with pytest.raises(ZeroDivisionError):
         study(tmp_path, **quick(tmp_path))
 
@@ -344,6 +348,31 @@ def test_the_target_of_the_recipe_is_what_is_explained(tmp_path: Path, target: s
     for row in run.scores.itertuples():
         assert row.target == (expected or labels[row.sample_id])
     assert run.target("vit", "attention", "test002") == (expected or labels["test002"])
+
+
+@pytest.mark.parametrize("writes", [1, 4, 9, 15])
+def test_a_full_disk_is_named_and_nothing_finished_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    write_data(tmp_path)
+    expected = study(tmp_path, "undisturbed", **quick(tmp_path))
+    left, replace = iter(range(writes)), os.replace
+
+    def until_full(old: Path, new: Path) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(old))
+        replace(old, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", until_full)
+        with pytest.raises(
+            StorageError, match=r"full: cannot be written \(No space .* make room, then the same command"
+        ):
+            study(tmp_path, "full", **quick(tmp_path))
+    before = files_of(Run(tmp_path / "full")) if (tmp_path / "full" / "study.yaml").is_file() else {}
+    run = study(tmp_path, "full", **quick(tmp_path))
+    pd.testing.assert_frame_equal(run.scores, expected.scores)
+    assert {path: state for path, state in files_of(run).items() if path in before} == before
 
 
 def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,11 +81,6 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[objec
     Console().print(table)
 
 
-def number(value: float | None) -> str:
-    """A number of a table; what is undefined says so."""
-    return "undefined" if value is None else f"{value:.3f}"
-
-
 def print_json(content: Mapping[str, Any]) -> None:
     """JSON on standard output."""
     import json

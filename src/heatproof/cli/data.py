@@ -2,14 +2,16 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from heatproof.cli.common import BAD_ROWS, EPILOG, Columns, Regions, Seed, open_dataset, print_table, say
+from heatproof.cli.common import BAD_ROWS, EPILOG, Columns, Regions, Seed, key_values, open_dataset, print_table, say
 from heatproof.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from heatproof.datasets.check import DatasetCheck
     from heatproof.datasets.table import Dataset
     from heatproof.study.recipe import Recipe
@@ -55,7 +57,7 @@ def _split(dataset: "Dataset", recipe: "Recipe | None") -> tuple["Dataset", list
 
 
 def _print_check(name: str, found: "DatasetCheck") -> None:
-    counts = found.counts
+    counts = _by_split(found.counts)
     print_table(
         f"{name}: images",
         ("class", *counts.columns),
@@ -63,10 +65,21 @@ def _print_check(name: str, found: "DatasetCheck") -> None:
     )
     print_table(f"{name}: patients", ("split", "patients"), list(found.patients.items()))
     if len(found.regions):
-        rows = [(str(row.Index), row.annotated, row.empty) for row in found.regions.itertuples()]
-        print_table(f"{name}: regions", ("region", "annotated", "of them empty"), rows)
+        header = ("region", "label", "kind", "readers", "annotated", "of them empty")
+        print_table(f"{name}: regions", header, [tuple(row) for row in found.regions.itertuples()])
     for note in found.notes:
         say(note)
+
+
+def _by_split(counts: "pd.DataFrame") -> "pd.DataFrame":
+    """The counts of several labels with one column a split: positive / negative / unknown."""
+    import pandas as pd
+
+    splits = dict.fromkeys(str(column).split(" ")[0] for column in counts)
+    if list(splits) == list(counts):
+        return counts
+    parts = {split: counts.filter(regex=f"^{split} ").astype(str).agg(" / ".join, axis=1) for split in splits}
+    return pd.DataFrame(parts).add_suffix(": yes / no / ?")
 
 
 @app.command(epilog=EPILOG)
@@ -74,11 +87,53 @@ def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to write images, masks and tables into.")],
     patients: Annotated[int, typer.Option(help="How many patients.", min=1)] = 400,
     images_per_patient: Annotated[int, typer.Option(help="Images of each.", min=1)] = 1,
+    varied: Annotated[bool, typer.Option("--varied", help="That is the mean; some have more, some fewer.")] = False,
     size: Annotated[int, typer.Option(help="Pixels a side.", min=16)] = 128,
+    task: Annotated[str, typer.Option(help="multiclass (one label an image) or multilabel.")] = "multiclass",
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="A class; repeatable. Default: see task.")
+    ] = None,
+    prevalence: Annotated[
+        list[str] | None, typer.Option(help="How frequent a finding is, as finding=0.2; repeatable (multilabel).")
+    ] = None,
+    uncertain: Annotated[float, typer.Option(help="Part of the label cells that say -1 (multilabel).")] = 0.0,
+    conspicuity: Annotated[float, typer.Option(help="How much the findings stand out; 0.4 is subtle.")] = 1.0,
+    shortcut: Annotated[
+        str | None, typer.Option(help="Letters that give a class away, as class=strength: 0 tells nothing, 1 all.")
+    ] = None,
+    scanners: Annotated[int, typer.Option(help="Devices that the images come from.", min=1)] = 1,
+    scanner_bias: Annotated[
+        str | None, typer.Option(help="How far a class gives the device away, as class=strength.")
+    ] = None,
+    file_format: Annotated[str, typer.Option("--format", help="png or dicom.")] = "png",
+    bits: Annotated[int | None, typer.Option(help="Of a pixel: 8 or 16 (png), 12 or 16 (dicom).")] = None,
     seed: Seed = 0,
 ) -> None:
     """Make synthetic chest radiographs with exact lesion masks."""
-    from heatproof.datasets.phantom import make_phantom
+    from heatproof.datasets.phantom import Scanners, Shortcut, make_phantom
 
-    dataset = make_phantom(out, patients=patients, images_per_patient=images_per_patient, size=size, seed=seed)
+    if scanner_bias is not None and scanners == 1:
+        raise InputError("--scanner-bias needs several devices: give --scanners 2 or more.")
+    dataset = make_phantom(
+        out,
+        patients=patients,
+        images_per_patient=images_per_patient,
+        varied=varied,
+        size=size,
+        task=task,
+        classes=classes or (),
+        prevalence=key_values(prevalence, "--prevalence"),
+        uncertain=uncertain,
+        conspicuity=conspicuity,
+        shortcut=None if shortcut is None else Shortcut(*_label_strength(shortcut, "--shortcut")),
+        scanners=None if scanners == 1 else Scanners(scanners, *_label_strength(scanner_bias, "--scanner-bias")),
+        format=file_format,
+        bits=bits,
+        seed=seed,
+    )
     typer.echo(f"{len(dataset)} images of {patients} patients: {out / 'samples.csv'}, {out / 'regions.csv'}")
+
+
+def _label_strength(text: str | None, option: str) -> tuple[Any, ...]:
+    """`"opacity=0.5"` as its two parts; nothing where nothing was given."""
+    return () if text is None else next(iter(key_values([text], option).items()))

@@ -55,3 +55,21 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     from heatproof.report import build_report
 
     typer.echo(f"Report: {build_report(run)}")
+
+
+@app.command(epilog=EPILOG)
+def init(
+    path: Annotated[
+        Path, typer.Argument(help="A table of images, a folder that holds one, or a folder of class folders.")
+    ],
+    out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("study.yaml"),
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Small models from scratch, in place of one that must be downloaded.")
+    ] = False,
+) -> None:
+    """Look at images and write a commented recipe for them."""
+    from heatproof.study.init import write_recipe
+
+    write_recipe(path, out, pretrained=not scratch)
+    typer.echo(f"Recipe: {out}")
+    say(f"Read it, then: heatproof study run {out} --dry-run")

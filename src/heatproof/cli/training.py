@@ -2,15 +2,19 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from heatproof.cli.common import Columns, Device, Regions, Seed, key_values, number, open_dataset, print_table, say
+from heatproof.cli.common import Columns, Device, Regions, Seed, key_values, open_dataset, print_table, say
+from heatproof.errors import InputError, near_names
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from heatproof.datasets.table import Dataset
     from heatproof.models import Classifier
+    from heatproof.models.classifier import Task
 
 
 def train(
@@ -29,6 +33,16 @@ def train(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
     weight_decay: Annotated[float, typer.Option()] = 0.01,
     patience: Annotated[int, typer.Option(help="Epochs without a lower validation loss.", min=1)] = 3,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            help="Another option of the training, as key=value: optimizer, schedule, warmup, layer_decay, freeze, augment, "
+            "class_weights, label_smoothing, grad_clip, precision ...; repeatable.",
+        ),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="multiclass or multilabel; that of the data by default.")] = None,
     regions: Regions = None,
     column: Columns = None,
     seed: Seed = 0,
@@ -36,7 +50,8 @@ def train(
 ) -> None:
     """Train a classifier on a data set, and measure it on the test images.
 
-    Where the table has no splits, 70, 10 and 20 % of the patients train, validate and test.
+    A training that was interrupted goes on with its last epoch when the same command is given again. Where the table has
+    no splits, 70, 10 and 20 % of the patients train, validate and test.
     """
     from heatproof.datasets.splits import check_splits, split_by_patient
     from heatproof.models.device import resolve_device
@@ -54,11 +69,17 @@ def train(
         check_splits(dataset.samples, classes=dataset.classes, required=("train", "val"))
         options = key_values(config, "--config")
         clf = load_classifier(
-            source, classes=dataset.classes, image_size=image_size, channels=channels, seed=seed, **options
+            source,
+            classes=dataset.classes,
+            task=_task(task, dataset),
+            image_size=image_size,
+            channels=channels,
+            seed=seed,
+            **options,
         )
         result = fit(
             clf, dataset, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, patience=patience,
-            seed=seed, device=place, progress=True, folder=out,
+            seed=seed, device=place, progress=True, folder=out, resume=True, **_further(more),
         )  # fmt: skip
         for row in result.failures.itertuples():
             say(f"left out: {row.sample_id}: {row.message}")
@@ -66,24 +87,57 @@ def train(
         _test(clf.to(place), dataset, out)
 
 
+def _task(task: str | None, dataset: "Dataset") -> "Task":
+    """The task asked for, or that of the data."""
+    from heatproof.checks import check_choice
+
+    asked: Task = dataset.task
+    if task is not None:
+        check_choice("--task", task, ("multiclass", "multilabel"))
+        asked = "multilabel" if task == "multilabel" else "multiclass"
+    return asked
+
+
+def _further(pairs: list[str] | None) -> dict[str, Any]:
+    """Options of `fit` that have no switch of their own."""
+    from heatproof.study.recipe import TrainingSpec
+
+    found = key_values(pairs, "--option")
+    own = ("epochs", "batch_size", "lr", "weight_decay", "patience")
+    for name in found:
+        if name in own:
+            raise InputError(f"--option {name}: give it as --{name.replace('_', '-')}.")
+        if name not in TrainingSpec.model_fields:
+            known = [field for field in TrainingSpec.model_fields if field not in own]
+            raise InputError(f"--option: the training has no option {name!r}. {near_names(name, known)}")
+    return found
+
+
 def _test(clf: "Classifier", dataset: "Dataset", out: Path) -> None:
     """Measure the performance on the test images, where there are some; print it and keep it beside the model."""
-    import json
-
-    import numpy as np
-
-    from heatproof.training.performance import performance
+    from heatproof.study.models import performance_of
+    from heatproof.study.writing import write_json
     from heatproof.training.predict import predict
 
     test = dataset.subset("test")
     if not len(test):
         return
-    table = predict(clf, test, device=clf.device).table
-    labels = np.array([dataset.classes.index(label) for label in table["label"]])
-    found = performance(labels, table[[f"p_{name}" for name in dataset.classes]].to_numpy(), dataset.classes).to_dict()
-    (out / "performance.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    rows = [(name, found["support"][name], found["auroc"][name], found["auprc"][name]) for name in dataset.classes]
-    rows += [("weighted average", found["n"], found["auroc_weighted"], found["auprc_weighted"])]
-    shown = [(name, count, number(auroc), number(auprc)) for name, count, auroc, auprc in rows]
-    title = f"Test images: accuracy {found['accuracy']:.3f}"
-    print_table(title, ("class", "images", "AUROC", "AUPRC"), shown)
+    found = performance_of(predict(clf, test, device=clf.device).table, dataset.classes)
+    write_json(out / "performance.json", found)
+    rows = [
+        (name, found["support"][name], _with_interval(found, f"auroc.{name}"), _with_interval(found, f"auprc.{name}"))
+        for name in dataset.classes
+    ]
+    averages = [_with_interval(found, name) for name in ("auroc_weighted", "auprc_weighted")]
+    rows.append(("weighted average", found["n"], *averages))
+    title = f"{found['n']} test images: accuracy {_with_interval(found, 'accuracy')}"
+    print_table(title, ("class", "images", "AUROC", "AUPRC"), rows)
+
+
+def _with_interval(performance: "Mapping[str, Any]", name: str) -> str:
+    """An estimate with its 95 % interval over patients."""
+    found = performance["intervals"][name]
+    if found["estimate"] is None:
+        return "undefined"
+    bounds = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
+    return f"{found['estimate']:.3f}{bounds}"

@@ -1,5 +1,7 @@
 """What a linear model makes of tiny versions of the images: how easy a data set is."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,30 +15,48 @@ SIDE = 16
 
 def linear_baseline(dataset: Dataset) -> float | None:
     """AUROC on `test` (mean over classes) of a logistic regression on 16 × 16 pixels that saw `train`; None if undefined."""
+    (train, known), (test, truth) = _thumbnails(dataset, "train"), _thumbnails(dataset, "test")
+    if dataset.task == "multilabel":
+        probabilities = np.column_stack([_fitted(train, column, test) for column in known.T])
+        found = performance(truth, probabilities, dataset.classes, task="multilabel")
+    else:
+        probabilities = _fitted(train, known.argmax(axis=1), test, len(dataset.classes))
+        found = performance(truth.argmax(axis=1), probabilities, dataset.classes)
+    auroc: float | None = found.to_dict()["auroc_macro"]
+    return auroc
+
+
+def _fitted(
+    train: NDArray[np.float64], labels: NDArray[Any], test: NDArray[np.float64], classes: int | None = None
+) -> NDArray[np.float64]:
+    """Probabilities of the test images: `[n]` that a label (NaN where unknown) applies, or `[n, classes]`."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    (train, labels), (test, truth) = _thumbnails(dataset, "train"), _thumbnails(dataset, "test")
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    found = model.fit(train, labels).predict_proba(test)
-    probabilities = np.zeros((len(test), len(dataset.classes)))
-    probabilities[:, model.classes_] = found
-    auroc: float | None = performance(truth, probabilities, dataset.classes).to_dict()["auroc_macro"]
-    return auroc
+    known = ~np.isnan(labels)
+    present = np.unique(labels[known]).astype(int)
+    columns = np.zeros((len(test), classes or 2))
+    if len(present) == 1:  # nothing to tell apart
+        columns[:, present] = 1
+    else:
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        columns[:, present] = model.fit(train[known], labels[known].astype(int)).predict_proba(test)
+    return columns if classes else columns[:, 1]
 
 
-def _thumbnails(dataset: Dataset, split: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Grey values `[n, 256]` and class indices of the readable images of a split."""
+def _thumbnails(dataset: Dataset, split: str) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Grey values `[n, 256]` and targets `[n, K]` of the readable images of a split."""
     from skimage.transform import resize
 
-    values, labels = [], []
-    for row in dataset.subset(split).samples.itertuples():
+    part = dataset.subset(split)
+    values, rows = [], []
+    for row, path in enumerate(part.samples["image"]):
         try:
-            pixels = read_image(str(row.image)).pixels
+            pixels = read_image(str(path)).pixels
         except ImageError:
             continue  # `check_dataset` has named it
         grey = pixels if pixels.ndim == 2 else pixels.mean(-1)
         values.append(resize(grey, (SIDE, SIDE), anti_aliasing=True).ravel())
-        labels.append(dataset.classes.index(str(row.label)))
-    return np.array(values), np.array(labels)
+        rows.append(row)
+    return np.array(values), part.targets()[rows]

@@ -3,6 +3,7 @@
 The members of a chunk are fixed, so a resumed study computes the same batches as an undisturbed one.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +22,21 @@ from heatproof.study.writing import Failures, failure, write_arrays, write_failu
 
 @dataclass(frozen=True)
 class Bench:
-    """One model of a study, ready to be explained; `targets` are class indices by sample id."""
+    """One model of a study, ready to be explained; `targets` are the explained classes of each sample by its id."""
 
     run: Path
     recipe: Recipe
     spec: ModelSpec
     clf: Classifier
     dataset: Dataset
-    targets: dict[str, int]
+    targets: dict[str, tuple[int, ...]]
+
+    @cached_property
+    def region_labels(self) -> list[str | None]:
+        """The labels whose regions are kept apart: the classes where regions name theirs, or else one for all."""
+        regions = self.dataset.regions
+        own = regions.loc[regions["region"] == self.recipe.data.region, "label"].notna().any()
+        return list(self.dataset.classes) if own and self.dataset.task == "multilabel" else [None]
 
     def write_failures(self, name: str, rows: Failures) -> None:
         """The file `name` of this model's failures."""
@@ -44,6 +52,7 @@ class Chunk:
     number: int
     members: tuple[str, ...]
     failures: Failures = field(default_factory=list)
+    chances: dict[Hashable, float] = field(default_factory=dict)  # chance levels that methods share
 
     @property
     def name(self) -> str:
@@ -61,21 +70,33 @@ class Chunk:
 
     @cached_property
     def regions(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Regions `[n, H, W]` at the model's input, False where nobody annotated one, and annotated `[n]`."""
-        size = self.bench.clf.preprocessing.image_size
-        roi, annotated = np.zeros((len(self.batch.ids), *size), np.bool_), np.zeros(len(self.batch.ids), np.bool_)
-        for row in range(len(annotated)):
-            found = self._region(row)
+        """Regions `[n, R, H, W]` at the model's input, False where nobody annotated one, and annotated `[n, R]`.
+
+        R is 1, one region for whatever is explained, or the number of classes where each has its own.
+        """
+        size, labels = self.bench.clf.preprocessing.image_size, self.bench.region_labels
+        shape = (len(self.batch.ids), len(labels))
+        roi, annotated = np.zeros((*shape, *size), np.bool_), np.zeros(shape, np.bool_)
+        for row, place in np.ndindex(shape):
+            found = self._region(row, labels[place])
             if found is not None:
-                roi[row], annotated[row] = found, True
+                roi[row, place], annotated[row, place] = found, True
         return roi, annotated
 
-    def _region(self, row: int) -> NDArray[np.bool_] | None:
-        region, sample, geometry = self.bench.recipe.data.region, self.batch.ids[row], self.batch.geometries[row]
-        if region is None:
+    def region(self, row: int, target: int) -> NDArray[np.bool_] | None:
+        """The region `[H, W]` that a map of the class `target` is compared with; None where nobody annotated it."""
+        roi, annotated = self.regions
+        place = target if roi.shape[1] > 1 else 0
+        return roi[row, place] if annotated[row, place] else None
+
+    def _region(self, row: int, label: str | None) -> NDArray[np.bool_] | None:
+        data, sample, geometry = self.bench.recipe.data, self.batch.ids[row], self.batch.geometries[row]
+        if data.region is None:
             return None
         try:
-            found = self.bench.dataset.region(sample, region, geometry.source_size)
+            found = self.bench.dataset.region(
+                sample, data.region, geometry.source_size, label=label, readers=data.readers
+            )
         except HeatproofError as error:
             self.failures.append(failure(error, "region", sample_id=sample))
             return None
@@ -87,7 +108,7 @@ class Chunk:
         if path.is_file():
             return
         raw = self.bench.clf.preprocessing.denormalize(self.batch.images).mean(1).clamp(0, 1)
-        roi, annotated = self.regions
+        roi, annotated = self.regions if len(self.bench.region_labels) > 1 else (part[:, 0] for part in self.regions)
         self.bench.write_failures(f"_inputs-{self.name}.parquet", self.failures)
         image = (raw * 255).round().to(torch.uint8).numpy()
         write_arrays(path, image=image, roi=roi, annotated=annotated, sample_id=np.array(self.batch.ids, dtype=np.str_))

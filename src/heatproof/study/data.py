@@ -1,7 +1,9 @@
 """The images of a study: loaded, looked at, split, and those chosen that are explained."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+import itertools
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from heatproof.datasets.splits import DEFAULT_FRACTIONS, check_splits, split_by_
 from heatproof.datasets.table import Dataset, load_table
 from heatproof.errors import HeatproofError, InputError, near_names
 from heatproof.images.read import read_image
+from heatproof.images.regions import KINDS
 from heatproof.study.files import whole_folder
 from heatproof.study.recipe import PhantomSpec, Recipe
 from heatproof.study.store import FAILURE_COLUMNS
 from heatproof.study.writing import Failures
 
 TARGETS = ("predicted", "label")
+NO_LABEL = ""  # the group of the images that no label applies to
 PHANTOM = "phantom-"  # begins the name of the folder that a phantom is made in
 
 
@@ -33,10 +37,19 @@ def load_dataset(recipe: Recipe, folder: Path) -> Dataset:
     region, known = recipe.data.region, sorted(set(dataset.regions["region"].astype(str)))
     if region is not None and region not in known:
         raise InputError(f"data.region: no sample has a region {region!r}. {near_names(region, known)}")
-    if recipe.target not in (*TARGETS, *dataset.classes):
-        allowed = near_names(recipe.target, [*TARGETS, *dataset.classes])
-        raise InputError(f"target: {recipe.target!r} is neither 'predicted', 'label' nor a class. {allowed}")
+    _check_target(recipe.target, dataset.classes)
     return dataset
+
+
+def _check_target(target: str | list[str], classes: Sequence[str]) -> None:
+    names = [target] if isinstance(target, str) else target
+    allowed = [*(TARGETS if isinstance(target, str) else ()), *classes]
+    for name in names:
+        if name not in allowed:
+            words = "neither 'predicted', 'label' nor a class" if isinstance(target, str) else "no class"
+            raise InputError(f"target: {name!r} is {words}. {near_names(name, allowed)}")
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"target: a list of distinct classes is needed, got {target!r}.")
 
 
 def _source(recipe: Recipe, folder: Path) -> Dataset:
@@ -51,6 +64,11 @@ def _source(recipe: Recipe, folder: Path) -> Dataset:
         columns=data.columns,
         region_columns=[column.model_dump() for column in data.region_columns],
         classes=data.classes,
+        label_columns=data.label_columns,
+        label_separator=data.label_separator,
+        no_finding=data.no_finding,
+        uncertain=data.uncertain,
+        blank=data.blank,
         root=None if data.root is None else recipe.path(data.root),
         name=recipe.name,  # a table is often called "manifest" or "train"
     )
@@ -58,14 +76,14 @@ def _source(recipe: Recipe, folder: Path) -> Dataset:
 
 def _phantom(spec: PhantomSpec, folder: Path) -> Dataset:
     """The phantom of `spec` in a folder of its own, made where it is not there yet."""
-    from heatproof.datasets.phantom import make_phantom
+    from heatproof.datasets.phantom import load_phantom, write_phantom
 
     digest = hashlib.blake2b(spec.model_dump_json().encode(), digest_size=4).hexdigest()
     place = folder / f"{PHANTOM}{digest}"
     if not place.is_dir():
         with whole_folder(place) as unfinished:
-            make_phantom(unfinished, **spec.model_dump())
-    return load_table(place / "samples.csv", place / "regions.csv", classes=spec.classes, name="phantom")
+            write_phantom(unfinished, spec.phantom())
+    return load_phantom(place, spec.phantom())
 
 
 def check_files(dataset: Dataset, *, progress: bool = False) -> Failures:
@@ -78,7 +96,7 @@ def check_files(dataset: Dataset, *, progress: bool = False) -> Failures:
 def without_bad_files(dataset: Dataset, failures: pd.DataFrame) -> Dataset:
     """The data set without what `failures` (sample_id, stage) says of its files: images whole, regions alone."""
     images = set(failures.loc[failures["stage"] == "image", "sample_id"])
-    suspects = set(failures.loc[failures["stage"].isin(["mask", "box"]), "sample_id"]) - images
+    suspects = set(failures.loc[failures["stage"].isin(KINDS), "sample_id"]) - images
     bad = {key for key in _region_keys(dataset.regions, suspects) if not _readable(dataset, *key)}
     keys = pd.Series(list(zip(dataset.regions["sample_id"], dataset.regions["region"], strict=True)), dtype=object)
     kept = ~dataset.regions["sample_id"].isin(images) & ~keys.isin(bad).to_numpy()
@@ -121,27 +139,54 @@ def choose_explained(dataset: Dataset, recipe: Recipe) -> list[str]:
     limit = recipe.data.test_limit
     if limit is None or limit >= len(test):
         return list(test["sample_id"])
-    region = recipe.data.region
-    annotated = {i for i in test["sample_id"] if region is not None and dataset.has_region(i, region)}
-    by_class = {label: list(rows["sample_id"]) for label, rows in test.groupby("label", sort=True)}
-    chosen: set[str] = set()
-    for label, count in equal_shares({label: len(ids) for label, ids in by_class.items()}, limit).items():
-        order = sorted(by_class[label], key=lambda i: (i not in annotated, _draw(recipe.seed, i)))
-        chosen.update(order[:count])
+    groups: dict[str, list[str]] = {}
+    for sample, labels in zip(test["sample_id"], _labels_of(dataset.subset("test")), strict=True):
+        for label in labels or (NO_LABEL,):
+            groups.setdefault(label, []).append(sample)
+    for label, samples in groups.items():
+        samples.sort(key=lambda sample: (not _annotated(dataset, recipe, sample, label), _draw(recipe.seed, sample)))
+    chosen = equal_shares({label: groups[label] for label in sorted(groups)}, limit)
     return [sample for sample in test["sample_id"] if sample in chosen]
 
 
-def equal_shares(available: Mapping[Any, int], total: int) -> dict[Any, int]:
-    """`total` divided among the keys, as equal as what is available allows; what is left over goes to the first ones.
+def _labels_of(dataset: Dataset) -> list[tuple[str, ...]]:
+    """The labels that apply to each image."""
+    return [tuple(itertools.compress(dataset.classes, row)) for row in dataset.targets() == 1]
 
-    >>> equal_shares({"normal": 20, "nodule": 3, "opacity": 20}, 12)
-    {'normal': 5, 'nodule': 3, 'opacity': 4}
+
+def _annotated(dataset: Dataset, recipe: Recipe, sample: str, label: str) -> bool:
+    region = recipe.data.region
+    return region is not None and dataset.has_region(sample, region, label=label or None)
+
+
+def equal_shares(groups: Mapping[Any, Sequence[Any]], total: int) -> set[Any]:
+    """`total` members of the groups, their first ones, as many of each as equal shares allow.
+
+    Again and again the group with the fewest chosen members, the first one on a tie, gives its next. A member of several
+    groups counts in each.
+
+    >>> chosen = equal_shares({"normal": "abcdefgh", "nodule": "xyz", "opacity": "klmnop"}, 11)
+    >>> "".join(sorted(chosen))
+    'abcdklmnxyz'
+    >>> sorted(equal_shares({"mass": "abc", "nodule": "ade"}, 3))  # a counts for both
+    ['a', 'b', 'd']
     """
-    shares = dict.fromkeys(available, 0)
-    for _ in range(min(total, sum(available.values()))):
-        open_keys = [key for key in available if shares[key] < available[key]]
-        shares[min(open_keys, key=lambda key: shares[key])] += 1
-    return shares
+    belongs: dict[Any, list[Any]] = {}
+    for name, members in groups.items():
+        for member in members:
+            belongs.setdefault(member, []).append(name)
+    waiting = {name: deque(members) for name, members in groups.items() if members}
+    shares, chosen = dict.fromkeys(groups, 0), set[Any]()
+    while len(chosen) < total and waiting:
+        name = min(waiting, key=lambda name: shares[name])
+        member = waiting[name].popleft()
+        if not waiting[name]:
+            del waiting[name]
+        if member not in chosen:
+            chosen.add(member)
+            for group in belongs[member]:
+                shares[group] += 1
+    return chosen
 
 
 def _draw(seed: int, sample_id: str) -> bytes:

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heatproof.errors import HeatproofError, UnsupportedModelError
-from heatproof.explanation import explain
+from heatproof.explanation import explain_native, methods, to_input_resolution
+from heatproof.metrics.chance import chance
 from heatproof.scoring import metrics, score_many
 from heatproof.study.chunks import Chunk
 from heatproof.study.recipe import MethodSpec, MetricSpec
 from heatproof.study.store import SCORE_COLUMNS, read_arrays
 from heatproof.study.writing import Failures, failure, write_arrays, write_table
 
-Pair = tuple[int, int]  # the row of an image in its chunk, and the place of its map among the maps
+Case = tuple[int, int]  # the row of an image in its chunk, and the class that is explained
+Pair = tuple[Case, int]  # a case, and the place of its map among the maps
 
 
 @dataclass(frozen=True)
@@ -57,30 +59,50 @@ class Explaining:
             return read_arrays(path)
         ids, bench = self.chunk.batch.ids, self.chunk.bench
         try:
-            found = self._explained(range(len(ids)))
+            found = {}
+            for rows in self._of_equal_number():
+                found.update(self._explained(rows))
         except UnsupportedModelError as error:
             self.failures.append(failure(error, "explain"))
             self._write_failures("maps")
             return None
         self._write_failures("maps")
-        kept = [ids[row] for row in sorted(found)]
-        maps = np.zeros((len(kept), *bench.clf.preprocessing.image_size), dtype=np.float32)
-        for place, row in enumerate(sorted(found)):
-            maps[place] = found[row].numpy()
-        target = np.array([bench.targets[sample] for sample in kept], dtype=np.int64)
-        write_arrays(path, maps=maps, target=target, sample_id=np.array(kept, dtype=np.str_))
+        cases = [case for case in self._cases if case in found]
+        size, entry = bench.clf.preprocessing.image_size, methods()[self.method.name]
+        maps, grid = np.zeros((len(cases), *size), dtype=np.float32), np.zeros((len(cases), 2), dtype=np.int64)
+        for place, case in enumerate(cases):
+            grid[place] = found[case].shape
+            maps[place] = to_input_resolution(found[case][None, None], size, entry)[0, 0].numpy()
+        target = np.array([target for _, target in cases], dtype=np.int64)
+        names = np.array([ids[row] for row, _ in cases], dtype=np.str_)
+        write_arrays(path, maps=maps, target=target, grid=grid, sample_id=names)
         return read_arrays(path)
 
-    def _explained(self, rows: Sequence[int]) -> dict[int, Tensor]:
-        """Maps by row; where some of them fail, the rows are tried one by one, so that only what fails is lost."""
+    @property
+    def _cases(self) -> list[Case]:
+        """What is to be explained, in the order of the chunk."""
+        ids, targets = self.chunk.batch.ids, self.chunk.bench.targets
+        return [(row, target) for row, sample in enumerate(ids) for target in targets[sample]]
+
+    def _of_equal_number(self) -> list[list[int]]:
+        """The rows of the chunk that have something to explain, those with as many targets together."""
+        groups: dict[int, list[int]] = {}
+        for row, sample in enumerate(self.chunk.batch.ids):
+            groups.setdefault(len(self.chunk.bench.targets[sample]), []).append(row)
+        return [rows for count, rows in groups.items() if count]
+
+    def _explained(self, rows: Sequence[int]) -> dict[Case, Tensor]:
+        """Maps on the method's own grid, by case.
+
+        Where some of them fail, the rows are tried one by one, so that only what fails is lost.
+        """
         bench, keys = self.chunk.bench, [self.chunk.batch.ids[row] for row in rows]
-        if not keys:
-            return {}
+        targets = [bench.targets[key] for key in keys]
         try:
-            maps = explain(
+            maps = explain_native(
                 bench.clf,
                 self.chunk.batch.images[list(rows)].to(bench.clf.device),
-                [bench.targets[key] for key in keys],
+                torch.tensor(targets),
                 method=self.method.name,
                 keys=keys,
                 batch_size=bench.spec.batch_size,
@@ -91,31 +113,47 @@ class Explaining:
             raise
         except HeatproofError as error:
             if len(rows) > 1:
-                return {row: found for one in rows for row, found in self._explained([one]).items()}
+                return {case: found for one in rows for case, found in self._explained([one]).items()}
             self.failures.append(failure(error, "explain", sample_id=keys[0]))
             return {}
-        return dict(zip(rows, maps.cpu(), strict=True))
+        cases = [(row, target) for row, several in zip(rows, targets, strict=True) for target in several]
+        return dict(zip(cases, maps.flatten(0, 1).cpu(), strict=True))
 
     def _scores(self, stored: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
-        """By metric a value for each readable member of the chunk, NaN where there is none."""
+        """By metric a value and its chance level for each case of the chunk, `[cases, 2]`, NaN where there is none."""
+        place_of = {case: place for place, case in enumerate(self._cases)}
         row_of = {sample: row for row, sample in enumerate(self.chunk.batch.ids)}
-        pairs = [
-            (row_of[sample], place) for place, sample in enumerate(stored["sample_id"].tolist()) if sample in row_of
-        ]
-        annotated = self.chunk.regions[1]
+        mapped = zip(stored["sample_id"].tolist(), stored["target"].tolist(), strict=True)
+        pairs = [((row_of[sample], target), place) for place, (sample, target) in enumerate(mapped) if sample in row_of]
         local = {spec.label for spec in self.chunk.bench.recipe.metrics if "roi" in metrics()[spec.name].needs}
-        found = {spec.label: np.full(len(row_of), np.nan) for spec in self.chunk.bench.recipe.metrics}
+        found = {spec.label: np.full((len(place_of), 2), np.nan) for spec in self.chunk.bench.recipe.metrics}
         for needs_region in (False, True):
             wanted = [spec for spec in self.chunk.bench.recipe.metrics if (spec.label in local) == needs_region]
-            usable = [pair for pair in pairs if annotated[pair[0]] or not needs_region]
-            for (label, row), value in self._values(wanted, usable, stored).items():
-                found[label][row] = value
+            usable = [pair for pair in pairs if not needs_region or self.chunk.region(*pair[0]) is not None]
+            for (label, case), value in self._values(wanted, usable, stored).items():
+                found[label][place_of[case], 0] = value
+            for spec in wanted:
+                if metrics()[spec.name].needs == {"roi"}:
+                    for case, place in usable:
+                        found[spec.label][place_of[case], 1] = self._chance(spec, case, tuple(stored["grid"][place]))
         return found
+
+    def _chance(self, metric: MetricSpec, case: Case, grid: tuple[int, int]) -> float:
+        """What random maps of this method's grid score; methods of one grid and upsampling share it."""
+        upsampling = methods()[self.method.name].upsampling
+        key = (metric.label, case, grid, upsampling)
+        if key not in self.chunk.chances:
+            self.chunk.chances[key] = chance(
+                torch.from_numpy(self._roi(case))[None], metric=metric.name, grid=grid,
+                keys=[self.chunk.batch.ids[case[0]]], seed=self.chunk.bench.recipe.seed, upsampling=upsampling,
+                **metric.options,
+            ).item()  # fmt: skip
+        return self.chunk.chances[key]
 
     def _values(
         self, wanted: Sequence[MetricSpec], pairs: Sequence[Pair], stored: Mapping[str, NDArray[Any]]
-    ) -> dict[tuple[str, int], float]:
-        """(metric, row) -> value. Where that fails, each metric is tried alone, and then each image."""
+    ) -> dict[tuple[str, Case], float]:
+        """(metric, case) -> value. Where that fails, each metric is tried alone, and then each image."""
         if not wanted or not pairs:
             return {}
         try:
@@ -126,16 +164,17 @@ class Explaining:
             elif len(pairs) > 1:
                 parts = [self._values(wanted, [pair], stored) for pair in pairs]
             else:
-                sample = self.chunk.batch.ids[pairs[0][0]]
+                sample = self.chunk.batch.ids[pairs[0][0][0]]
                 self.failures.append(failure(error, "score", sample_id=sample, metric=wanted[0].label))
                 return {}
         return {key: value for part in parts for key, value in part.items()}
 
     def _asked(
         self, wanted: Sequence[MetricSpec], pairs: Sequence[Pair], stored: Mapping[str, NDArray[Any]]
-    ) -> dict[tuple[str, int], float]:
+    ) -> dict[tuple[str, Case], float]:
         bench, device = self.chunk.bench, self.chunk.bench.clf.device
-        rows, places = [row for row, _ in pairs], [place for _, place in pairs]
+        cases, places = [case for case, _ in pairs], [place for _, place in pairs]
+        rows = [row for row, _ in cases]
         found = score_many(
             bench.clf,
             self.chunk.batch.images[rows].to(device),
@@ -143,22 +182,30 @@ class Explaining:
             metrics=[{**metric.options, "metric": metric.name, "as": metric.label} for metric in wanted],
             explain=(self.method.name, self.method.options),
             targets=torch.from_numpy(stored["target"][places]).to(device),
-            roi=torch.from_numpy(self.chunk.regions[0][rows]).to(device),
+            roi=torch.from_numpy(np.stack([self._roi(case) for case in cases])).to(device),
             keys=[self.chunk.batch.ids[row] for row in rows],
             batch_size=bench.spec.batch_size,
             seed=bench.recipe.seed,
         )
-        return {(label, row): float(v) for label, values in found.items() for row, v in zip(rows, values, strict=True)}
+        return {(label, c): float(v) for label, values in found.items() for c, v in zip(cases, values, strict=True)}
+
+    def _roi(self, case: Case) -> NDArray[np.bool_]:
+        found = self.chunk.region(*case)
+        return np.zeros(self.chunk.bench.clf.preprocessing.image_size, np.bool_) if found is None else found
 
     def _table(self, values: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
-        """One row a member and metric, columns `SCORE_COLUMNS`."""
-        bench, ids = self.chunk.bench, self.chunk.batch.ids
+        """One row a case and metric, columns `SCORE_COLUMNS`."""
+        bench, cases = self.chunk.bench, self._cases
+        ids = [self.chunk.batch.ids[row] for row, _ in cases]
         common = {
             "sample_id": ids,
             "patient_id": [str(bench.dataset.row(sample)["patient_id"]) for sample in ids],
             "model": bench.spec.name,
             "method": self.method.label,
-            "target": [bench.dataset.classes[bench.targets[sample]] for sample in ids],
+            "target": [bench.dataset.classes[target] for _, target in cases],
         }
-        parts = [pd.DataFrame({**common, "metric": label, "value": column}) for label, column in values.items()]
+        parts = [
+            pd.DataFrame({**common, "metric": label, "value": columns[:, 0], "chance": columns[:, 1]})
+            for label, columns in values.items()
+        ]
         return pd.concat(parts, ignore_index=True)[list(SCORE_COLUMNS)]

@@ -1,6 +1,7 @@
 """Files that are either whole or absent, and the lock of a run folder."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -8,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from heatproof.errors import InputError
+from heatproof.errors import InputError, StorageError
 
+_NOTHING_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 TEMPORARY = ".unfinished-"  # prefix of what is being written; never read, removed at the next start
 
 
@@ -17,11 +19,15 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Let `write` fill a file that appears under `path` only when it is complete and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(TEMPORARY + path.name)
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)  # noqa: PTH105 - the tests of interrupted writes stand on this name
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 - the tests of interrupted writes stand on this name
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk every byte counts
+        raise
     _sync_folder(path.parent)
 
 
@@ -38,6 +44,24 @@ def whole_folder(path: Path) -> Iterator[Path]:
     _sync_folder(temporary)
     os.replace(temporary, path)  # noqa: PTH105
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Say what to do where the disk under `folder` takes nothing more.
+
+    Raises:
+        StorageError: in place of an `OSError` that says so.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOTHING_MORE:
+            raise
+        raise StorageError(
+            f"{folder}: cannot be written ({os.strerror(error.errno)}). Everything finished before is kept: make room, "
+            "then the same command goes on where it stopped."
+        ) from error
 
 
 def remove_unfinished(folder: Path) -> None:

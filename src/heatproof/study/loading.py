@@ -8,10 +8,13 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+import heatproof
 from heatproof.errors import InputError, near_names
-from heatproof.study.recipe import Recipe
+from heatproof.study.recipe import SCHEMA, Recipe
 
-_TYPE = re.compile(r"(int|float|str|(list|tuple)\[.*)$")  # how pydantic marks the alternatives of a union
+_TYPE = re.compile(
+    r"(int|float|str|bool|(list|tuple|dict|literal)\[.*)$"
+)  # how pydantic marks the alternatives of a union
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
@@ -58,6 +61,11 @@ def parse_recipe(content: Any, *, folder: Path | None = None, name: str = "recip
     if not isinstance(content, Mapping):
         raise InputError(
             f"{name}: a recipe is a mapping with name, data, models, methods and metrics, got {content!r}."
+        )
+    if content.get("schema", SCHEMA) != SCHEMA:
+        raise InputError(
+            f"{name}: its schema is {content['schema']!r}, and Heatproof {heatproof.__version__} reads {SCHEMA}. Use the "
+            "version that wrote it, or start a new run from a recipe of this one."
         )
     try:
         recipe = Recipe.model_validate(dict(content))

@@ -9,39 +9,54 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from heatproof.datasets.labels import label_column
 from heatproof.datasets.table import Dataset
 from heatproof.errors import HeatproofError, InputError
 from heatproof.images.geometry import Geometry
 from heatproof.images.read import read_image
 from heatproof.models import Classifier
 from heatproof.models.checkpoint import save_checkpoint
+from heatproof.models.classifier import Task
 from heatproof.models.sources import load_classifier
 from heatproof.study.files import whole_folder
-from heatproof.study.recipe import ModelSpec, Recipe
+from heatproof.study.recipe import ModelSpec, Recipe, TrainingSpec
 from heatproof.study.writing import Failures, failure
-from heatproof.training.fit import fit
+from heatproof.training.fit import check_trainable, fit
+from heatproof.training.options import Options
 from heatproof.training.performance import performance
 from heatproof.training.predict import predict
 
-_OWN = ("image_size", "channels", "mean", "std", "fit", "short_side")
+_OWN = ("task", "image_size", "channels", "mean", "std", "fit", "short_side")
+TRAINING = "training"  # folder of a run that holds the models being trained
 _LOCAL = re.compile(r"[./~$]")  # how a path on this machine begins, after the prefix
 
 
-def build_model(recipe: Recipe, spec: ModelSpec, classes: Sequence[str]) -> Classifier:
+def build_model(recipe: Recipe, spec: ModelSpec, classes: Sequence[str], task: Task = "multiclass") -> Classifier:
     """The model as its source gives it, before training, in evaluation mode on the CPU.
 
+    Args:
+        recipe: the study.
+        spec: one of its models.
+        classes: those of the data set.
+        task: that of the data set, which the model has where `spec` says nothing.
+
     Raises:
-        InputError: the source or its configuration cannot be, its classes are not those of the data, or its outputs
-            differ from them in number.
+        InputError: the source or its configuration cannot be, its classes are not those of the data, its outputs differ
+            from them in number, or it cannot be trained as the recipe says.
     """
     own = {name: value for name in _OWN if (value := getattr(spec, name)) is not None}
+    if task == "multilabel":
+        own.setdefault("task", task)
     try:
         clf = load_classifier(
             _source(recipe, spec.source), classes=list(classes), seed=recipe.seed, **own, **spec.config
         )
         _check_outputs(clf)
+        if spec.training is not None:
+            check_trainable(clf, Options.of(**_training(spec.training, recipe)))
     except HeatproofError as error:
         raise InputError(f"models: {spec.name}: {error}") from error
     return clf
@@ -55,8 +70,6 @@ def _source(recipe: Recipe, source: str) -> str:
 
 def _check_outputs(clf: Classifier) -> None:
     """One forward pass: the classifier itself refuses outputs that differ from the classes."""
-    if clf.task != "multiclass":
-        raise InputError(f"a study needs a multiclass model so far, got a {clf.task} one.")
     if clf.preprocessing.mean is None:
         raise InputError("its normalisation is unknown: give mean and std.")
     with torch.no_grad():
@@ -79,16 +92,26 @@ def finish_model(
     progress: bool,
 ) -> None:
     """Train `clf` where its recipe says so, and save it in `folder`; `note` takes the images that training left out."""
-    with whole_folder(folder) as unfinished:
-        if spec.training is None:
+    if spec.training is None:
+        with whole_folder(folder) as unfinished:
             save_checkpoint(clf, unfinished)
-        else:
-            options = {**spec.training.model_dump(), "seed": recipe.seed, "device": recipe.device}
-            try:
-                result = fit(clf, dataset, **options, progress=progress, folder=unfinished)
-            except InputError as error:
-                raise InputError(f"models: {spec.name}: {error}") from error
-            note(as_rows(result.failures, "training"))
+        return
+    # beside the models: what begins with TEMPORARY is removed at the next start, and a training goes on then
+    place = folder.parent.parent / TRAINING / folder.name
+    try:
+        result = fit(clf, dataset, **_training(spec.training, recipe), progress=progress, folder=place, resume=True)
+    except InputError as error:
+        raise InputError(f"models: {spec.name}: {error}") from error
+    note(as_rows(result.failures, "training"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place.replace(folder)
+    if not any(place.parent.iterdir()):
+        place.parent.rmdir()
+
+
+def _training(spec: TrainingSpec, recipe: Recipe) -> dict[str, Any]:
+    """The options of `fit`."""
+    return {**spec.model_dump(), "seed": recipe.seed, "device": recipe.device}
 
 
 @dataclass(frozen=True)
@@ -130,8 +153,13 @@ def as_rows(failures: pd.DataFrame, stage: str) -> Failures:
 
 
 def performance_of(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
-    """How well one model classifies the test images among its predictions."""
+    """How well one model classifies the test images among its predictions; with intervals over patients."""
     test = predictions[predictions["split"] == "test"]
-    labels = test["label"].map({name: k for k, name in enumerate(classes)}).to_numpy(dtype=np.int64)
     probabilities = test[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
-    return dict(performance(labels, probabilities, list(classes)).to_dict())
+    task: Task = "multilabel" if "labels" in test else "multiclass"
+    truth: NDArray[Any]
+    if task == "multilabel":
+        truth = test[[label_column(name) for name in classes]].to_numpy(dtype=np.float64)
+    else:
+        truth = pd.Index(classes).get_indexer(pd.Index(test["label"]))
+    return performance(truth, probabilities, list(classes), task=task, patients=test["patient_id"]).to_dict()

@@ -27,7 +27,7 @@ class ModelPlan:
 
     training: int
     prediction: int
-    explaining: Mapping[str, int]  # method -> passes a test image, maps and scores
+    explaining: Mapping[str, int]  # method -> passes a map and its scores
     cases: int
     seconds: float
 
@@ -54,7 +54,7 @@ def plan_model(
 ) -> ModelPlan:
     """The work of one model.
 
-    `cases` test images are explained, `seconds` is the time of one forward pass an image; `unsupported` methods cost
+    `cases` maps are made by each method, `seconds` is the time of one forward pass an image; `unsupported` methods cost
     nothing.
     """
     counts = dataset.samples["split"].value_counts()
@@ -80,8 +80,12 @@ def method_passes(recipe: Recipe, method: MethodSpec, pixels: int) -> int:
 
 
 def _map_passes(entry: Entry, options: Mapping[str, Any]) -> int:
-    samples = {**entry.options, **options}.get("samples")
-    return int(samples) if samples else _MAP_PASSES.get(str(getattr(entry, "family", "")), _TRAINING_PASSES)
+    given = {**entry.options, **options}
+    if given.get("samples"):
+        return int(given["samples"])
+    if given.get("steps"):
+        return _TRAINING_PASSES * int(given["steps"])
+    return _MAP_PASSES.get(str(getattr(entry, "family", "")), _TRAINING_PASSES)
 
 
 def _probes(entry: Entry, options: Mapping[str, Any]) -> tuple[str, str]:
@@ -96,6 +100,8 @@ _AFTERWARDS = {"denominator"}  # options that say what is made of the changed im
 def _score_passes(entry: Entry, options: Mapping[str, Any], one_map: int, pixels: int) -> int:
     if "explain" in entry.needs:
         return int(options.get("samples") or 0) * one_map
+    if options.get("runs"):
+        return int(options["runs"]) + 1
     if "step" in options:
         step = options["step"] or round(pixels**0.5)
         return -(-pixels // int(step)) + 1

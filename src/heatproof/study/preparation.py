@@ -51,12 +51,21 @@ class Preparation:
                 spec,
                 self.models[spec.name],
                 self.dataset,
-                cases=len(self.explained),
+                cases=self._cases,
                 seconds=seconds_a_pass(self.models[spec.name], spec.batch_size or 1),
                 unsupported={method for model, method in self.unsupported if model == spec.name},
             )
             for spec in self.recipe.models
         }
+
+    @property
+    def _cases(self) -> int:
+        """How many maps a method makes of the explained images of one model."""
+        target = self.recipe.target
+        if target == "label":
+            chosen = self.dataset.samples["sample_id"].isin(self.explained).to_numpy()
+            return int((self.dataset.targets()[chosen] == 1).sum())
+        return len(self.explained) * (1 if isinstance(target, str) else len(target))
 
 
 def prepare(recipe: Recipe, folder: Path, *, progress: bool) -> Preparation:
@@ -101,7 +110,12 @@ def write_start(prepared: Preparation, folder: Path) -> None:
     dataset, recipe = prepared.dataset, prepared.recipe
     write_failures(folder / "failures" / "_data.parquet", prepared.failures, root=dataset.root)
     baseline = None if recipe.data.phantom is None else linear_baseline(dataset)
-    content = {"name": dataset.name, "classes": list(dataset.classes), "notes": list(dataset.notes)}
+    content = {
+        "name": dataset.name,
+        "task": dataset.task,
+        "classes": list(dataset.classes),
+        "notes": list(dataset.notes),
+    }
     write_json(folder / "data.json", {**content, "baseline_auroc": baseline})
     write_table(folder / "samples.parquet", data.sample_table(dataset, prepared.explained))
     write_json(folder / "environment.json", environment(recipe.device))
@@ -113,7 +127,9 @@ def _with(recipe: Recipe, **changes: Any) -> Recipe:
 
 
 def _models(recipe: Recipe, dataset: Dataset) -> dict[str, Classifier]:
-    return {spec.name: build_model(recipe, spec, dataset.classes).to(recipe.device) for spec in recipe.models}
+    return {
+        spec.name: build_model(recipe, spec, dataset.classes, dataset.task).to(recipe.device) for spec in recipe.models
+    }
 
 
 def _with_batch_sizes(recipe: Recipe, models: Mapping[str, Classifier]) -> Recipe:
@@ -149,8 +165,11 @@ def _as_it_was(dataset: Dataset, run: Run) -> Dataset:
     """The data set with the samples and splits that the run began with."""
     stored = run.samples.set_index("sample_id")
     samples = dataset.samples[dataset.samples["sample_id"].isin(stored.index)].reset_index(drop=True)
-    labels = stored.loc[samples["sample_id"], "label"].to_numpy()
-    if len(samples) != len(stored) or (samples["label"].to_numpy() != labels).any():
+    column = "label" if dataset.task == "multiclass" else "labels"
+    same = (
+        column in stored and (samples[column].to_numpy() == stored.loc[samples["sample_id"], column].to_numpy()).all()
+    )
+    if len(samples) != len(stored) or not same:
         raise InputError(
             f"{run.path} was made from other data: its samples or labels are not those of {dataset.name!r} any more. "
             "Choose another folder with --out."

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -24,8 +24,17 @@ from pydantic import (
 
 from heatproof.errors import InputError, near_names
 
+if TYPE_CHECKING:
+    from heatproof.datasets.phantom import Phantom
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # becomes a folder's name
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+_LABELS = ("label_columns", "label_separator", "no_finding", "uncertain", "blank")  # arguments of `load_table`
+_OF_TABLES = ("regions", "root", "columns", "region_columns", *_LABELS)
+
+
+SCHEMA: Literal[1] = 1  # of recipes and run folders; another number where an old one would be misread
 
 
 class Section(BaseModel):
@@ -34,23 +43,69 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
+class ShortcutSpec(Section):
+    """Letters that give a label away, see `heatproof.datasets.phantom.Shortcut`."""
+
+    label: str
+    strength: float = Field(default=1.0, ge=0, le=1)
+    rate: float = Field(default=0.5, ge=0, le=1)
+    text: str = "PORT"
+
+
+class ScannersSpec(Section):
+    """Devices that may go along with a label, see `heatproof.datasets.phantom.Scanners`."""
+
+    count: int = Field(default=2, ge=2)
+    label: str | None = None
+    strength: float = Field(default=0.0, ge=0, le=1)
+
+
 class PhantomSpec(Section):
-    """The synthetic radiographs of `heatproof.datasets.phantom`; `size` in pixels, `bits` a pixel."""
+    """Synthetic radiographs; what each key means is said at `heatproof.datasets.phantom.Phantom`."""
 
     patients: int = Field(default=400, ge=1)
     images_per_patient: int = Field(default=1, ge=1)
+    varied: bool = False
     size: int = Field(default=128, ge=16)
-    classes: list[str] = ["normal", "opacity", "nodule"]
-    bits: Literal[8, 16] = 8
-    seed: int = 0
+    task: Literal["multiclass", "multilabel"] = "multiclass"
+    classes: list[str] = []
+    prevalence: dict[str, float] = {}
+    uncertain: float = Field(default=0.0, ge=0, le=1)
+    conspicuity: float = Field(default=1.0, ge=0)
+    shortcut: ShortcutSpec | None = None
+    scanners: ScannersSpec | None = None
+    format: Literal["png", "dicom"] = "png"
+    bits: Literal[8, 12, 16] | None = None
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _drawable(self) -> "PhantomSpec":
+        self.phantom()
+        return self
+
+    def phantom(self) -> "Phantom":
+        """What is to be drawn.
+
+        Raises:
+            InputError: options that do not go together, an unknown class.
+        """
+        from heatproof.datasets.phantom import Phantom, Scanners, Shortcut
+
+        signs: dict[str, Any] = {
+            "shortcut": self.shortcut and Shortcut(**self.shortcut.model_dump()),
+            "scanners": self.scanners and Scanners(**self.scanners.model_dump()),
+        }
+        return Phantom(**{**self.model_dump(), **signs})
 
 
 class RegionColumn(Section):
-    """A column of the sample table that holds a region: the file of a mask, or boxes `x0 y0 x1 y1;...`."""
+    """A column of the sample table that holds a region, as `load_table` reads it; perhaps of one label or reader."""
 
     region: str
-    kind: Literal["mask", "box"]
+    kind: Literal["mask", "box", "polygon", "rle"]
     column: str
+    label: str | None = None
+    reader: str | None = None
 
 
 class SplitSpec(Section):
@@ -75,10 +130,15 @@ class SplitSpec(Section):
 class DataSpec(Section):
     """Where the images come from, how they are split, and which of them are explained.
 
-    One of `samples` (a CSV or Parquet table), `folder` (class folders) and `phantom`. `splits` are fractions by patient
-    or `column`; by default the table's own column where it is filled, else 70/10/20 %. `region` is what localization
-    metrics compare with. `test_limit` explains at most so many test images: equal shares of the classes, within a class
-    images whose region is annotated first, in seeded order. Every test image is predicted all the same.
+    One of `samples` (a CSV or Parquet table), `folder` (class folders) and `phantom`; how the labels of a table are read
+    (`label_columns`, `label_separator`, `no_finding`, `uncertain`, `blank`) is said at `heatproof.datasets.table`.
+    `splits` are fractions by patient or `column`; by default the table's own column where it is filled, else 70/10/20 %.
+    `region` is what localization metrics compare with, `readers` what counts where several readers marked it.
+
+    `test_limit` explains at most so many test images, in equal shares of the labels: again and again the label that the
+    fewest of the chosen images have, the first in the alphabet on a tie, gets one more of its images; those whose
+    region is annotated for it come first, in seeded order. An image counts for each of its labels, and those without
+    any are one more group. Every test image is predicted all the same.
     """
 
     samples: str | None = None
@@ -89,8 +149,14 @@ class DataSpec(Section):
     columns: dict[str, str] = {}
     region_columns: list[RegionColumn] = []
     classes: list[str] | None = None
+    label_columns: list[str] | dict[str, str] | None = None
+    label_separator: str | None = None
+    no_finding: str | None = None
+    uncertain: str | dict[str, str] | None = None
+    blank: str | dict[str, str] | None = None
     splits: SplitSpec | None = None
     region: str | None = None
+    readers: Literal["union", "intersection", "majority"] = "union"
     test_limit: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -98,35 +164,55 @@ class DataSpec(Section):
         given = [name for name in ("samples", "folder", "phantom") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"needs exactly one of samples, folder and phantom, got {given or 'none of them'}")
-        table_only = [name for name in ("regions", "root", "columns", "region_columns") if getattr(self, name)]
+        table_only = [name for name in _OF_TABLES if getattr(self, name) not in (None, {}, [])]
         if self.samples is None and table_only:
-            raise ValueError(f"{', '.join(table_only)} belong to a sample table (samples:), not to {given[0]}:")
+            raise ValueError(f"only a sample table (samples:) has {', '.join(table_only)}, not {given[0]}:")
         if self.samples is None and self.classes is not None:
             raise ValueError(f"classes belong to a sample table (samples:); those of {given[0]}: are its own")
+        if self.region is None and self.readers != "union":
+            raise ValueError("readers says how the readers of a region count; give region too, or leave it out")
         return self
 
 
 class TrainingSpec(Section):
-    """How a model is trained, see `heatproof.training.fit.fit`; `patience: null` never stops early."""
+    """How a model is trained: the options of `heatproof.training.fit.fit`, which says what each means.
+
+    `patience: null` never stops early; `freeze` is `backbone` or a list of names; `augment` is true, false or a mapping
+    of strengths; `class_weights` is `balanced` or a mapping from class to weight. Seed and device are the recipe's.
+    """
 
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    momentum: float | None = Field(default=None, ge=0, lt=1)
     lr: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: float = Field(default=0.0, ge=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    freeze: Literal["backbone"] | list[str] | None = None
     patience: int | None = Field(default=3, ge=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    augment: bool = True
+    augment: bool | dict[str, float] = True
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    grad_clip: float | None = Field(default=None, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    workers: int = Field(default=0, ge=0)
+    memory_gib: float = Field(default=4.0, ge=0)
 
 
 class ModelSpec(Section):
     """One model: a source of `load_classifier`, its preprocessing, its configuration and its training.
 
-    What is left out is the source's own. Without `training` the model is used as it comes. `batch_size` is how many
-    images go through it at once while it is explained and scored; it is measured once where not given, and then kept.
+    What is left out is the source's own. `task` is `multiclass` (one class an image, softmax) or `multilabel` (any
+    number, sigmoid); left out it is that of the data set. Without `training` the model is used as it comes.
+    `batch_size` is how many images go through it at once while it is explained and scored; it is measured once where
+    not given, and then kept.
     """
 
     name: str
     source: str
+    task: Literal["multiclass", "multilabel"] | None = None
     image_size: int | tuple[int, int] | None = None
     channels: Literal[1, 3] | None = None
     mean: float | list[float] | None = None
@@ -212,11 +298,12 @@ P = TypeVar("P", ModelSpec, MethodSpec, MetricSpec)
 class Recipe(Section):
     """A whole study.
 
-    `target` is what is explained: the `predicted` class, the image's own `label`, or a class by name. `chunk_size` is
-    the number of test images that are finished together, `threads` those of torch: fixed when the study starts.
+    `target` is what is explained: the `predicted` class (of several labels the one with the largest logit), the image's
+    own `label` (each of several), a class by name, or a list of classes. `chunk_size` is the number of test images that
+    are finished together, `threads` those of torch: fixed when the study starts.
     """
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     name: str
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
@@ -226,7 +313,7 @@ class Recipe(Section):
     models: list[ModelSpec] = Field(min_length=1)
     methods: list[MethodSpec] = Field(min_length=1)
     metrics: list[MetricSpec] = Field(min_length=1)
-    target: str = "predicted"
+    target: str | list[str] = "predicted"
 
     _folder: Path = PrivateAttr(default_factory=Path)
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 import torch
 
+from heatproof.datasets.table import Dataset
 from heatproof.errors import InputError
 from heatproof.models import Classifier
 from heatproof.models.checkpoint import load_checkpoint
@@ -18,7 +20,7 @@ from heatproof.study.data import PHANTOM
 from heatproof.study.display import Bar, Display
 from heatproof.study.environment import changed_versions
 from heatproof.study.explaining import Explaining
-from heatproof.study.files import TEMPORARY, locked, remove_unfinished
+from heatproof.study.files import TEMPORARY, locked, remove_unfinished, storage_errors
 from heatproof.study.loading import load_recipe
 from heatproof.study.models import finish_model, performance_of, predictions_of
 from heatproof.study.plan import ModelPlan, in_words, total
@@ -53,13 +55,14 @@ def run_study(
 
     Raises:
         InputError: the recipe or the data cannot be worked with, or the folder holds another study or is in use.
+        StorageError: the disk is full; the same call goes on where it stopped.
     """
     recipe = _read(recipe, overrides, device)
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     display = Display(progress)
     started = time.monotonic()
     _refuse_foreign(folder)
-    with locked(folder), _threads_restored():
+    with storage_errors(folder), locked(folder), _threads_restored():
         remove_unfinished(folder)
         prepared = _prepared(recipe, folder, display)
         plans = prepared.plans()
@@ -165,7 +168,8 @@ class _ModelRun:
         """Train or load, predict, explain and score; what is finished is left as it is."""
         bench = Bench(self.folder, self.prepared.recipe, self.spec, self._model(), self.prepared.dataset, {})
         self._predict(bench)
-        bench.targets.update(self._targets(bench))
+        predictions = pd.read_parquet(self.folder / "predictions" / f"{self.spec.name}.parquet")
+        bench.targets.update(explained_targets(predictions, self.prepared.recipe.target, bench.dataset))
         self._explain(bench)
 
     def _model(self) -> Classifier:
@@ -200,21 +204,15 @@ class _ModelRun:
         beside = "" if baseline is None else f" (linear baseline {baseline:.2f})"
         return f"test accuracy {found['accuracy']:.2f}, AUROC {_number(found['auroc_macro'])}{beside}"
 
-    def _targets(self, bench: Bench) -> dict[str, int]:
-        """The explained class of every test image."""
-        wanted, classes = self.prepared.recipe.target, list(bench.dataset.classes)
-        predictions = pd.read_parquet(self.folder / "predictions" / f"{self.spec.name}.parquet")
-        if wanted in classes:
-            return dict.fromkeys(predictions["sample_id"].astype(str), classes.index(wanted))
-        chosen = predictions[wanted].map(classes.index)
-        return dict(zip(predictions["sample_id"].astype(str), chosen.astype(int), strict=True))
-
     def _explain(self, bench: Bench) -> None:
-        members = [sample for sample in self.prepared.explained if sample in bench.targets]
+        members = [sample for sample in self.prepared.explained if bench.targets.get(sample)]
         size = bench.recipe.chunk_size
         parts = [tuple(members[start : start + size]) for start in range(0, len(members), size)]
         pieces = [
-            (len(part) * self.plan.explaining[method.label], Explaining(Chunk(bench, number, part), method).done)
+            (
+                _cases(bench, part) * self.plan.explaining[method.label],
+                Explaining(Chunk(bench, number, part), method).done,
+            )
             for number, part in enumerate(parts)
             for method in bench.recipe.methods
         ]
@@ -231,7 +229,28 @@ class _ModelRun:
             if not piece.done:
                 bar.show(f"{self.spec.name} · {method.label} · chunk {chunk.number + 1} of {count}")
                 piece.run()
-                bar.advance(len(chunk.members) * self.plan.explaining[method.label])
+                bar.advance(_cases(chunk.bench, chunk.members) * self.plan.explaining[method.label])
+
+
+def _cases(bench: Bench, members: Sequence[str]) -> int:
+    """How many maps a method makes of these images."""
+    return sum(len(bench.targets[sample]) for sample in members)
+
+
+def explained_targets(
+    predictions: pd.DataFrame, wanted: str | list[str], dataset: Dataset
+) -> dict[str, tuple[int, ...]]:
+    """The classes explained of each predicted image, by its id: as many as `Recipe.target` asks for, perhaps none."""
+    classes = list(dataset.classes)
+    ids = predictions["sample_id"].astype(str)
+    if wanted == "predicted":
+        logits = predictions[[f"logit_{name}" for name in classes]].to_numpy()
+        return {sample: (int(place),) for sample, place in zip(ids, logits.argmax(axis=1), strict=True)}
+    if wanted == "label":
+        truth = dict(zip(dataset.samples["sample_id"].astype(str), dataset.targets(), strict=True))
+        return {sample: tuple(int(place) for place in np.flatnonzero(truth[sample] == 1)) for sample in ids}
+    named = [wanted] if isinstance(wanted, str) else wanted
+    return dict.fromkeys(ids, tuple(classes.index(name) for name in named))
 
 
 def _number(value: float | None) -> str:

@@ -3,9 +3,11 @@
     run/ study.yaml  environment.json  data.json  samples.parquet  predictions.parquet  failures.parquet
          models/<model>/{model.safetensors, model.json, history.csv, performance.json}
          predictions/<model>.parquet      failures/**.parquet (a file for each step)
-         inputs/<model>/<chunk>.npz       image uint8 [n, H, W], roi bool [n, H, W], annotated bool [n], sample_id
-         maps/<model>/<method>/<chunk>.npz    maps float32 [n, H, W], target int64 [n], sample_id
-         scores/<model>/<method>/<chunk>.parquet    one row a sample and metric; its existence says: this chunk is done
+         inputs/<model>/<chunk>.npz       image uint8 [n, H, W], roi bool [n, H, W], annotated bool [n], sample_id;
+                                          where each class has regions of its own, roi is [n, K, H, W], annotated [n, K]
+         maps/<model>/<method>/<chunk>.npz    maps float32 [m, H, W], target int64 [m], sample_id [m], a row a target;
+                                          grid int64 [m, 2], the size of the method's own map
+         scores/<model>/<method>/<chunk>.parquet    one row a map and metric; its existence says: this chunk is done
 
 Every file appears whole or not at all.
 """
@@ -20,12 +22,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from heatproof.errors import InputError
+from heatproof.errors import InputError, near_names
 from heatproof.study.files import TEMPORARY
 from heatproof.study.loading import parse_recipe, parse_yaml
 from heatproof.study.recipe import Recipe
 
-SCORE_COLUMNS = ("sample_id", "patient_id", "model", "method", "metric", "target", "value")
+SCORE_COLUMNS = ("sample_id", "patient_id", "model", "method", "metric", "target", "value", "chance")
 FAILURE_COLUMNS = ("sample_id", "model", "method", "metric", "stage", "error", "message")
 
 
@@ -41,7 +43,7 @@ class Run:
         if not (self.path / "study.yaml").is_file():
             raise InputError(f"{path}: not the folder of a study (it has no study.yaml).")
         self._read = lru_cache(maxsize=16)(read_arrays)  # finished chunks never change
-        self._indices: dict[tuple[str, ...], dict[str, tuple[Path, int]]] = {}
+        self._indices: dict[tuple[str, ...], dict[str, dict[int, tuple[Path, int]]]] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -59,7 +61,7 @@ class Run:
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """`name`, `classes` (in the order of the outputs), `notes`, `baseline_auroc` (of a linear model; or None)."""
+        """`name`, `task`, `classes` (the models' outputs), `notes`, `baseline_auroc` (of a linear model; or None)."""
         return _json(self._existing("data.json"))
 
     @property
@@ -86,7 +88,7 @@ class Run:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """One row a sample, model, method and metric (columns `SCORE_COLUMNS`); NaN where a score is undefined."""
+        """One row a map and metric (columns `SCORE_COLUMNS`); NaN where a score is undefined or has no chance level."""
         folders = [self.path / "scores" / model / method for model in self.models for method in self.methods]
         return _joined([part for folder in folders for part in finished(folder, "*.parquet")], SCORE_COLUMNS)
 
@@ -123,26 +125,37 @@ class Run:
         arrays, row = self._located("inputs", sample_id, model)
         return np.asarray(arrays["image"][row], dtype=np.uint8)
 
-    def roi(self, model: str, sample_id: str) -> NDArray[np.bool_] | None:
-        """The annotated region at the model's input, bool `[H, W]`; None where nobody annotated it."""
-        arrays, row = self._located("inputs", sample_id, model)
-        return np.asarray(arrays["roi"][row], dtype=np.bool_) if arrays["annotated"][row] else None
+    def roi(self, model: str, sample_id: str, target: str | None = None) -> NDArray[np.bool_] | None:
+        """The annotated region at the model's input, bool `[H, W]`; None where nobody annotated it.
 
-    def map(self, model: str, method: str, sample_id: str) -> NDArray[np.float32] | None:
-        """The map as computed, float32 `[H, W]`; None where there is none (see `failures`)."""
-        try:
-            arrays, row = self._located("maps", sample_id, model, self.recipe.method(method).label)
-        except KeyError:
+        Where each class has regions of its own, that of `target`, and all together where it is None.
+        """
+        arrays, row = self._located("inputs", sample_id, model)
+        roi, annotated = arrays["roi"][row], arrays["annotated"][row]
+        if roi.ndim == 3:
+            chosen = slice(None) if target is None else slice(place := self._class(target), place + 1)
+            roi, annotated = roi[chosen].any(0), annotated[chosen].any()
+        return np.asarray(roi, dtype=np.bool_) if annotated else None
+
+    def map(self, model: str, method: str, sample_id: str, target: str | None = None) -> NDArray[np.float32] | None:
+        """The map of a class as computed, float32 `[H, W]`; None where there is none (see `failures`).
+
+        `target` may be left out: then it is the first of `targets`.
+        """
+        found = self._maps(model, method, sample_id)
+        place = next(iter(found), None) if target is None else self._class(target)
+        if place not in found:
             return None
-        return np.asarray(arrays["maps"][row], dtype=np.float32)
+        path, row = found[place]
+        return np.asarray(self._read(path)["maps"][row], dtype=np.float32)
 
     def target(self, model: str, method: str, sample_id: str) -> str | None:
-        """The class that the map explains; None where there is no map."""
-        try:
-            arrays, row = self._located("maps", sample_id, model, self.recipe.method(method).label)
-        except KeyError:
-            return None
-        return self.classes[int(arrays["target"][row])]
+        """The class that the map explains, the first one of several; None where there is no map."""
+        return next(iter(self.targets(model, method, sample_id)), None)
+
+    def targets(self, model: str, method: str, sample_id: str) -> list[str]:
+        """The classes that the maps of a sample explain."""
+        return [self.classes[place] for place in self._maps(model, method, sample_id)]
 
     def reductions(self) -> pd.DataFrame:
         """Every number and option of the recipe that is not the default: part, option, value, default."""
@@ -161,21 +174,31 @@ class Run:
             raise InputError(f"{self.path}: no {'/'.join(parts)} yet. Finish the study: heatproof study run RECIPE.")
         return path
 
-    def _located(self, kind: str, sample_id: str, model: str, *method: str) -> tuple[Mapping[str, NDArray[Any]], int]:
+    def _located(self, kind: str, sample_id: str, model: str) -> tuple[Mapping[str, NDArray[Any]], int]:
         """The chunk that holds a sample, and its row there."""
-        where = self._index(kind, self.recipe.model(model).name, *method)
-        if sample_id not in where and kind == "inputs":
+        where = self._index(kind, self.recipe.model(model).name)
+        if sample_id not in where:
             raise InputError(f"{self.path}: {sample_id!r} is not among the explained images of {model!r}.")
-        path, row = where[sample_id]
+        path, row = where[sample_id][0]
         return self._read(path), row
 
-    def _index(self, *parts: str) -> dict[str, tuple[Path, int]]:
+    def _maps(self, model: str, method: str, sample_id: str) -> dict[int, tuple[Path, int]]:
+        """Explained class -> the chunk that holds its map, and the row there."""
+        return self._index("maps", self.recipe.model(model).name, self.recipe.method(method).label).get(sample_id, {})
+
+    def _class(self, name: str) -> int:
+        if name not in self.classes:
+            raise InputError(f"{self.path}: no class {name!r}. {near_names(name, self.classes)}")
+        return self.classes.index(name)
+
+    def _index(self, *parts: str) -> dict[str, dict[int, tuple[Path, int]]]:
+        """Sample -> explained class (0 where the files have none) -> file and row."""
         if parts not in self._indices:
-            self._indices[parts] = {
-                sample: (path, row)
-                for path in finished(self.path.joinpath(*parts), "*.npz")
-                for row, sample in enumerate(sample_ids(path))
-            }
+            found: dict[str, dict[int, tuple[Path, int]]] = {}
+            for path in finished(self.path.joinpath(*parts), "*.npz"):
+                for row, (sample, target) in enumerate(rows_of(path)):
+                    found.setdefault(sample, {})[target] = path, row
+            self._indices[parts] = found
         return self._indices[parts]
 
 
@@ -195,10 +218,12 @@ def read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
         return dict(file)
 
 
-def sample_ids(path: Path) -> list[str]:
-    """The members of one chunk, without reading its images."""
+def rows_of(path: Path) -> list[tuple[str, int]]:
+    """The sample and the explained class (0 where there is none) of each row of a chunk, without reading its images."""
     with np.load(path, allow_pickle=False) as file:
-        return [str(sample) for sample in file["sample_id"]]
+        samples = file["sample_id"]
+        targets = file["target"] if "target" in file else np.zeros(len(samples), dtype=np.int64)
+        return [(str(sample), int(target)) for sample, target in zip(samples, targets, strict=True)]
 
 
 def _joined(parts: Sequence[Path], columns: tuple[str, ...]) -> pd.DataFrame:
