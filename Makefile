@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PEERS := .venv-peers/bin
 
-.PHONY: demo test quality format test-peers clean
+.PHONY: demo test quality format test-peers notebooks clean
 
 demo: .venv/installed
 	$(BIN)/heatproof study run recipes/demo.yaml --out runs/demo
@@ -26,6 +26,10 @@ format: .venv/installed
 # Lightning and transformers beside a CPU build of torch, so they have an environment of their own.
 test-peers: .venv-peers/installed
 	$(PEERS)/python -m pytest tests/peers
+
+# The notebooks are stored with what they print and draw.
+notebooks: .venv/installed
+	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False docs/notebooks/*.ipynb
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
