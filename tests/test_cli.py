@@ -190,6 +190,20 @@ def test_train_takes_every_option_of_the_training_and_no_other(
         assert message in capsys.readouterr().err
 
 
+def test_a_table_with_a_column_for_each_label_is_checked(
+    call: Call, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(place / "samples.csv").assign(image=lambda rows: str(place) + "/" + rows["image"])
+    left = (table["label"] == "left").astype(int)
+    table.drop(columns="label").assign(left=left, right=1 - left).to_csv(tmp_path / "several.csv", index=False)
+    labels = ["--label-column", "left", "--label-column", "right"]
+    assert call("data", "check", tmp_path / "several.csv", *labels) == 0
+    assert "nothing wrong" in capsys.readouterr().err
+    assert call("data", "check", tmp_path / "several.csv") == 2
+    assert call("data", "check", tmp_path, *labels) == 2
+    assert "--label-column belongs to a sample table" in capsys.readouterr().err
+
+
 def test_init_writes_a_recipe_that_can_be_planned(call: Call, place: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "first.yaml"
     assert call("study", "init", place / "samples.csv", "--out", recipe, "--scratch") == 0

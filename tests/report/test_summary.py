@@ -222,6 +222,7 @@ def test_better_needs_the_test_and_the_interval_and_ten_patients(changes: dict[s
 
 def test_caveats_count_what_is_not_there(run: Run, run_path: Path) -> None:
     text = " ".join(summary.caveats(run, tables.score_table(run), run.reductions()))
+    assert "Every image <counts> alone." in text
     values = pd.concat([pd.read_parquet(path) for path in (run_path / "scores").rglob("*.parquet")])["value"]
     expected = (8 + 5) * 30 * 7  # without the three methods that densenet cannot serve
     undefined = int(values.isna().sum())

@@ -60,7 +60,7 @@ def test_bad_images_go_and_bad_masks_cost_the_region_only(tmp_path: Path) -> Non
     (tmp_path / "images" / "train003.png").write_bytes(b"not an image")
     (tmp_path / "images" / "test004.png").unlink()
     (tmp_path / "masks" / "test002.png").write_bytes((tmp_path / "images" / "test002.png").read_bytes()[:60])
-    rows = data.check_files(dataset)
+    rows, _ = data.check_files(dataset)
     assert sorted((row["sample_id"], row["stage"]) for row in rows) == [
         ("test002", "mask"), ("test004", "image"), ("train003", "image"),
     ]  # fmt: skip
@@ -212,7 +212,7 @@ def test_a_bad_annotation_of_any_kind_costs_its_region_only(tmp_path: Path) -> N
         Image.fromarray(np.full((4, 6), 50, dtype=np.uint8)).save(tmp_path / f"{name}.png")
     regions = ["a,lesion,Edema,polygon,1 1 2 2", "b,lesion,,rle,[20]", "c,lesion,Mass,rle,[24]", "a,lung,,box,0 0 2 2"]
     _, dataset = several(tmp_path, ["a,1,0", "b,0,1", "c,1,1"], regions)
-    rows = data.check_files(dataset)
+    rows, _ = data.check_files(dataset)
     assert [(row["sample_id"], row["stage"]) for row in rows] == [("a", "polygon"), ("b", "rle")]
     kept = data.without_bad_files(dataset, pd.DataFrame(rows))
     assert kept.samples["sample_id"].tolist() == ["a", "b", "c"]

@@ -243,6 +243,16 @@ def test_an_image_that_goes_bad_during_the_study_is_named(tmp_path: Path) -> Non
     assert len(run.scores.query("metric == 'sparseness'")) == 2 * 9
 
 
+def test_what_was_noticed_in_the_data_is_kept_with_the_run(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "masks" / "test001.png")
+    table = pd.read_csv(tmp_path / "samples.csv").drop(columns="patient_id")
+    table.to_csv(tmp_path / "samples.csv", index=False)
+    notes = " ".join(study(tmp_path, **quick(tmp_path)).data["notes"])
+    assert "No patient_id: every image counts as a patient of its own." in notes
+    assert "test001" in notes  # its mask is empty
+
+
 def failing(real: Callable[..., Any], sample: str, error: Exception, **only: Any) -> Callable[..., Any]:
     """`real`, which raises where the keys hold `sample` and the call has the keywords `only`."""
 

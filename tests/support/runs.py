@@ -67,7 +67,12 @@ class RunFolder:
         self.path.mkdir(parents=True)
         self._yaml("study.yaml", self.recipe())
         self._json("environment.json", ENVIRONMENT)
-        data = {"name": "phantom", "classes": self.classes, "notes": [], "baseline_auroc": 0.7132}
+        data = {
+            "name": "phantom",
+            "classes": self.classes,
+            "notes": ["Every image <counts> alone."],
+            "baseline_auroc": 0.7132,
+        }
         self._json("data.json", data)
         self._samples().to_parquet(self.path / "samples.parquet")
         for model in self.models:

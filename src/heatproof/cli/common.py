@@ -27,6 +27,10 @@ Options = Annotated[
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="A foreign column name, as ours=theirs; repeatable.")
 ]
+LabelColumns = Annotated[
+    list[str] | None,
+    typer.Option("--label-column", help="A column that holds a label: 1, 0, -1 (uncertain) or nothing; repeatable."),
+]
 Regions = Annotated[Path | None, typer.Option("--regions", help="The region table of a sample table.")]
 
 
@@ -44,12 +48,18 @@ def key_values(pairs: Sequence[str] | None, option: str) -> dict[str, Any]:
 
 
 def open_dataset(
-    path: Path, regions: Path | None, columns: Sequence[str] | None, folder: Path
+    path: Path,
+    regions: Path | None,
+    columns: Sequence[str] | None,
+    folder: Path,
+    label_columns: Sequence[str] | None = None,
 ) -> tuple["Dataset", "Recipe | None"]:
     """The data set of a sample table, a class folder or a recipe, and that recipe; a phantom is made in `folder`."""
     from heatproof.datasets.folder import load_folder
     from heatproof.datasets.table import load_table
 
+    if label_columns and (path.is_dir() or path.suffix in (".yaml", ".yml")):
+        raise InputError(f"--label-column belongs to a sample table, and {path} is none. Leave it out.")
     if path.suffix in (".yaml", ".yml"):
         from heatproof.study.data import load_dataset
         from heatproof.study.loading import load_recipe
@@ -59,7 +69,7 @@ def open_dataset(
     if path.is_dir():
         return load_folder(path), None
     foreign = {key: str(value) for key, value in key_values(columns, "--column").items()}
-    return load_table(path, regions, columns=foreign), None
+    return load_table(path, regions, columns=foreign, label_columns=label_columns or None), None
 
 
 def say(text: str) -> None:

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from heatproof.cli.common import BAD_ROWS, EPILOG, Columns, Regions, Seed, key_values, open_dataset, print_table, say
+from heatproof.cli.common import (
+    BAD_ROWS,
+    EPILOG,
+    Columns,
+    LabelColumns,
+    Regions,
+    Seed,
+    key_values,
+    open_dataset,
+    print_table,
+    say,
+)
 from heatproof.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,12 +35,13 @@ def check(
     path: Annotated[Path, typer.Argument(help="A sample table, a folder of class folders, or a recipe.")],
     regions: Regions = None,
     column: Columns = None,
+    label_column: LabelColumns = None,
 ) -> None:
     """Read every image and region; name what is wrong."""
     from heatproof.datasets.check import check_dataset
 
     with TemporaryDirectory() as folder:
-        dataset, recipe = open_dataset(path, regions, column, Path(folder))
+        dataset, recipe = open_dataset(path, regions, column, Path(folder), label_column)
         dataset, problems = _split(dataset, recipe)
         found = check_dataset(dataset, progress=True)
     _print_check(dataset.name, found)

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from heatproof.cli.common import Columns, Device, Regions, Seed, key_values, open_dataset, print_table, say
+from heatproof.cli.common import (
+    Columns,
+    Device,
+    LabelColumns,
+    Regions,
+    Seed,
+    key_values,
+    open_dataset,
+    print_table,
+    say,
+)
 from heatproof.errors import InputError, near_names
 
 if TYPE_CHECKING:
@@ -45,6 +55,7 @@ def train(
     task: Annotated[str | None, typer.Option(help="multiclass or multilabel; that of the data by default.")] = None,
     regions: Regions = None,
     column: Columns = None,
+    label_column: LabelColumns = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -61,7 +72,7 @@ def train(
 
     place = resolve_device(device)
     with TemporaryDirectory() as folder:
-        dataset, recipe = open_dataset(data, regions, column, Path(folder))
+        dataset, recipe = open_dataset(data, regions, column, Path(folder), label_column)
         if recipe is not None:
             dataset = split(dataset, recipe)
         elif dataset.samples["split"].isna().any():

@@ -210,7 +210,7 @@ def _chance_sentences(comparisons: pd.DataFrame) -> Iterator[str]:
 
 
 def caveats(run: Run, scores: pd.DataFrame, reductions: pd.DataFrame) -> list[str]:
-    """What limits the numbers: an unfinished run, few patients, undefined and missing scores, options off their default."""
+    """What limits the numbers: an unfinished run, few patients, what was noticed in the data, gaps, options off default."""
     return [*_caveats(run, scores, reductions)]
 
 
@@ -222,8 +222,9 @@ def _caveats(run: Run, scores: pd.DataFrame, reductions: pd.DataFrame) -> Iterat
     if patients < FEW_PATIENTS:
         yield (
             f"{counted(len(explained), 'explained image')} of {counted(patients, 'patient')}: intervals from fewer than "
-            f"{FEW_PATIENTS} patients are themselves uncertain and tend to be too narrow."
+            f"{FEW_PATIENTS} patients are themselves uncertain, and too narrow where scores are very skewed."
         )
+    yield from run.data["notes"]
     yield from _gaps(scores, "see the failures" if run.complete else "not yet, or see the failures")
     if len(reductions):
         verb = "is" if len(reductions) == 1 else "are"

@@ -86,11 +86,12 @@ def _phantom(spec: PhantomSpec, folder: Path) -> Dataset:
     return load_phantom(place, spec.phantom())
 
 
-def check_files(dataset: Dataset, *, progress: bool = False) -> Failures:
-    """Every image and region that cannot be read, as rows of the failures table."""
-    found = check_dataset(dataset, progress=progress).failures
+def check_files(dataset: Dataset, *, progress: bool = False) -> tuple[Failures, tuple[str, ...]]:
+    """Every image and region that cannot be read, as rows of the failures table, and what a report must say of the rest."""
+    found = check_dataset(dataset, progress=progress)
     blank = dict.fromkeys(FAILURE_COLUMNS, "")
-    return [{**blank, **{str(key): str(value) for key, value in row.items()}} for row in found.to_dict("records")]
+    rows = found.failures.to_dict("records")
+    return [{**blank, **{str(key): str(value) for key, value in row.items()}} for row in rows], tuple(found.notes)
 
 
 def without_bad_files(dataset: Dataset, failures: pd.DataFrame) -> Dataset:

@@ -81,7 +81,8 @@ def prepare(recipe: Recipe, folder: Path, *, progress: bool) -> Preparation:
     models = _models(recipe, dataset)
     try_metrics(recipe, next(iter(models.values())))
     unsupported = {(name, method) for name, clf in models.items() for method in try_methods(recipe, clf)}
-    failures = data.check_files(dataset, progress=progress)
+    failures, notes = data.check_files(dataset, progress=progress)
+    dataset = replace(dataset, notes=notes)
     dataset = data.split(data.without_bad_files(dataset, pd.DataFrame(failures, columns=list(FAILURE_COLUMNS))), recipe)
     explained = data.choose_explained(dataset, recipe)
     return Preparation(_with_batch_sizes(recipe, models), dataset, explained, models, unsupported, failures)
