@@ -12,6 +12,7 @@ from heatproof.models import Classifier
 from heatproof.scoring import score_many
 from heatproof.study.loading import parse_recipe
 from heatproof.study.plan import ModelPlan, in_words, method_passes, total
+from heatproof.study.trial import try_methods
 from support.studies import recipe as tiny
 
 
@@ -66,3 +67,11 @@ def test_a_model_is_trained_predicted_and_explained() -> None:
     assert plan.time == plan.passes * 0.5
     assert total([plan, plan]) == (2 * plan.passes, 2 * plan.time)
     assert in_words(89) == "89 s"
+
+
+def test_a_method_is_tried_with_few_draws_also_where_their_number_is_the_default(tmp_path: Path) -> None:
+    net = Counting(16).eval()
+    clf = Classifier(net, ["a", "b"], image_size=16, channels=1, mean=[0.5], std=[0.5])
+    many = ["lime", "integrated_gradients", {"method": "lime", "samples": 500, "as": "lime_500"}]
+    assert try_methods(parse_recipe(tiny(tmp_path, methods=many)), clf) == set()
+    assert net.seen < 40

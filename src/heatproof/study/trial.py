@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from heatproof.errors import InputError, UnsupportedModelError
-from heatproof.explanation import explain
+from heatproof.explanation import explain, methods
 from heatproof.models import Classifier
-from heatproof.scoring import score_many
+from heatproof.registry import Entry
+from heatproof.scoring import metrics, score_many
 from heatproof.study.recipe import Recipe
 
 _FEW = 2  # draws and steps are cut to this many: their number is the cost, not the question
@@ -25,7 +26,7 @@ def try_methods(recipe: Recipe, clf: Classifier) -> set[str]:
     image = _noise(clf)
     unsupported = set()
     for index, method in enumerate(recipe.methods):
-        options = _cheap(method.options)
+        options = _cheap(method.options, methods()[method.name])
         try:
             explain(clf, image, [0], method=method.name, keys=["trial"], batch_size=1, **options)
         except UnsupportedModelError:
@@ -45,7 +46,7 @@ def try_metrics(recipe: Recipe, clf: Classifier) -> None:
     maps = image.mean(1)
     stand_in = _with_network(clf, _Mean(len(clf.classes or ())))
     for index, metric in enumerate(recipe.metrics):
-        wanted = {**_cheap(metric.options), "metric": metric.name, "as": metric.label}
+        wanted = {**_cheap(metric.options, metrics()[metric.name]), "metric": metric.name, "as": metric.label}
         try:
             score_many(
                 stand_in, image, maps, metrics=[wanted], explain=lambda images, _: images.mean(1), targets=[0],
@@ -77,8 +78,8 @@ def _noise(clf: Classifier) -> Tensor:
     return clf.preprocessing.normalize(torch.rand(size, generator=torch.Generator().manual_seed(0))).to(clf.device)
 
 
-def _cheap(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _FEW if name in _COSTLY and isinstance(value, int) and value > _FEW else value
-        for name, value in options.items()
-    }
+def _cheap(options: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
+    """The options with few draws, also where their number is the default."""
+    draws = {name: value for name, value in {**entry.options, **options}.items() if name in _COSTLY}
+    few = {name: _FEW for name, value in draws.items() if isinstance(value, int) and value > _FEW}
+    return {**options, **few}
