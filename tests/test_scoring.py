@@ -203,9 +203,12 @@ def test_progress_moves_within_a_chunk(clf, images, maps, monkeypatch):
 @pytest.mark.parametrize("method", ["lrp_z", "gradcam"])
 def test_the_callers_inference_mode_is_no_obstacle(clf, images, method):
     given = {"metric": "avg_sensitivity", "explain": method, "targets": [0, 1, 2], "samples": 2, "batch_size": 4}
-    expected = hp.score(clf, images, hp.explain(clf, images, [0, 1, 2], method=method), **given)
+    against = torch.tensor([1, 0, 0])
+    expected = hp.score(clf, images, hp.explain(clf, images, [0, 1, 2], against=against, method=method), **given)
     with torch.inference_mode():
-        found = hp.score(clf, images.clone(), hp.explain(clf, images.clone(), [0, 1, 2], method=method), **given)
+        inside = given | {"targets": torch.tensor([0, 1, 2])}  # tensors of this mode take part in no gradient
+        maps = hp.explain(clf, images.clone(), inside["targets"], against=torch.tensor([1, 0, 0]), method=method)
+        found = hp.score(clf, images.clone(), maps, **inside)
     assert torch.allclose(found, expected, rtol=1e-4)
 
 

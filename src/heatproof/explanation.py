@@ -142,6 +142,7 @@ def explain_native(
     chunks = []
     micro = MicroBatch(check_batch_size(batch_size))  # what it learns of the model serves all images
     with torch.inference_mode(False), torch.enable_grad():  # the caller's mode is no obstacle
+        images = outside_inference(images)
         wanted = resolve_targets(classifier, images, targets, against)
         for start in track(range(0, len(images), size), f"explaining by {method}", progress):
             part, chosen = images[start : start + size], wanted.rows(start, start + size)
@@ -173,6 +174,11 @@ def to_input_resolution(maps: Tensor, size: Sequence[int], entry: Explainer) -> 
         return maps
     corners = {"align_corners": False} if entry.upsampling == "bilinear" else {}
     return F.interpolate(maps, tuple(size), mode=entry.upsampling, **corners)
+
+
+def outside_inference(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy that gradients may pass by where it was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def check_images(images: Tensor) -> None:
@@ -211,7 +217,9 @@ def resolve_targets(
         if targets is None:
             rest = [classifier(images[i : i + _IMAGES_AT_ONCE]) for i in range(1, len(images), _IMAGES_AT_ONCE)]
             targets = torch.cat([first, *rest]).argmax(1)
-    index = torch.as_tensor(targets, device=images.device)
+    index = outside_inference(torch.as_tensor(targets, device=images.device))
+    if isinstance(against, Tensor):
+        against = outside_inference(against)
     if index.ndim in (1, 2) and len(index) != len(images):
         raise InputError(f"targets must hold one row for each of the {len(images)} images, got {len(index)}.")
     return Targets.of(index, against, first.shape[1])
