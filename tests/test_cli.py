@@ -180,6 +180,9 @@ def test_train_takes_every_option_of_the_training_and_no_other(
     options = json.loads((tmp_path / "m" / "model.json").read_text())["extra"]["training"]["options"]
     assert (options["optimizer"], options["schedule"], options["momentum"]) == ("sgd", "cosine", 0.9)
     assert load_checkpoint(tmp_path / "m").task == "multilabel"
+    again = ["train", place / "samples.csv", "--out", tmp_path / "n", "--source", tmp_path / "m", "--epochs", "1"]
+    assert call(*again, "--device", "cpu") == 0  # a checkpoint brings its task along
+    assert load_checkpoint(tmp_path / "n").task == "multilabel"
     for bad, message in (
         (["-o", "optimiser=sgd"], "no option 'optimiser'. Did you mean 'optimizer'"),
         (["-o", "lr=0.1"], "--option lr: give it as --lr."),

@@ -1,5 +1,6 @@
 """Checkpoints: the same logits come back, and nothing half-written is ever taken for whole."""
 
+import errno
 import json
 
 import pytest
@@ -253,3 +254,18 @@ def test_what_cannot_be_saved(tmp_path):
 def test_unknown_sources(source, message):
     with pytest.raises(InputError, match=message):
         load_classifier(source)
+
+
+def test_a_disk_that_takes_no_more_is_an_os_error_and_leaves_nothing(tmp_path):
+    """A limit on the size of files stands for a full disk: the writer meets a real error of the system."""
+    resource = pytest.importorskip("resource")
+    clf = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(4096, 4)).eval(), list("abcd"), image_size=64, channels=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_checkpoint(clf, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())

@@ -52,7 +52,9 @@ def train(
             "class_weights, label_smoothing, grad_clip, precision ...; repeatable.",
         ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="multiclass or multilabel; that of the data by default.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="multiclass or multilabel; that of the source or of the data by default.")
+    ] = None,
     regions: Regions = None,
     column: Columns = None,
     label_column: LabelColumns = None,
@@ -98,15 +100,14 @@ def train(
         _test(clf.to(place), dataset, out)
 
 
-def _task(task: str | None, dataset: "Dataset") -> "Task":
-    """The task asked for, or that of the data."""
+def _task(task: str | None, dataset: "Dataset") -> "Task | None":
+    """The task asked for; left to the source where nothing is, and the images have one label each."""
     from heatproof.checks import check_choice
 
-    asked: Task = dataset.task
-    if task is not None:
-        check_choice("--task", task, ("multiclass", "multilabel"))
-        asked = "multilabel" if task == "multilabel" else "multiclass"
-    return asked
+    if task is None:
+        return "multilabel" if dataset.task == "multilabel" else None
+    check_choice("--task", task, ("multiclass", "multilabel"))
+    return "multilabel" if task == "multilabel" else "multiclass"
 
 
 def _further(pairs: list[str] | None) -> dict[str, Any]:

@@ -127,13 +127,24 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file, then rename it to `path`: at any moment the old or the new file is whole."""
+    """Let `write` fill a temporary file, then rename it to `path`: at any moment the old or the new file is whole.
+
+    Raises:
+        OSError: the disk takes nothing more, also where safetensors has an error of its own for that.
+    """
+    from safetensors import SafetensorError
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
