@@ -176,6 +176,17 @@ def to_input_resolution(maps: Tensor, size: Sequence[int], entry: Explainer) -> 
     return F.interpolate(maps, tuple(size), mode=entry.upsampling, **corners)
 
 
+def probing_precision(method: str, precision: Precision) -> Precision:
+    """`precision` for a method that looks at changed images, fp32 for one that needs gradients.
+
+    For work that runs many methods at one precision: bfloat16 would round away much of what gradients tell.
+
+    >>> probing_precision("lime", "bf16"), probing_precision("gradcam", "bf16")
+    ('bf16', 'fp32')
+    """
+    return precision if "probe" in EXPLAINERS[method].injected else "fp32"
+
+
 def outside_inference(tensor: Tensor) -> Tensor:
     """The tensor itself, or a copy that gradients may pass by where it was made in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor

@@ -67,7 +67,8 @@ def score(
         roi: the expert's regions, `[B, H, W]` or `[B, T, H, W]` as the maps are; counted where > 0.
         keys: the samples' ids, from which random draws come; by default a hash of each image.
         batch_size: images in one forward pass; by default measured. It changes no score beyond rounding.
-        precision: `bf16` runs the forward passes in bfloat16.
+        precision: `bf16` runs the forward passes over changed images in bfloat16; a method of `explain` that needs
+            gradients stays in fp32.
         progress: show a progress bar on standard error.
         seed: of the random draws.
         **options: of the metric, see `metrics()[metric].options`.
@@ -414,7 +415,7 @@ class _Context:
                     method=method,
                     keys=keys * (len(images) // len(keys)),
                     batch_size=self.batch_size,
-                    precision=self.precision,
+                    precision=explanation.probing_precision(method, self.precision),
                     seed=self.seed,
                     **options,
                 )

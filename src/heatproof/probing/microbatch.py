@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from heatproof.checks import check_count
+from heatproof.probing.precision import Precision, forward_pass
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -89,16 +91,19 @@ class MicroBatch:
             self.size *= 2
 
 
-def measure_batch_size(forward: Forward, images: Tensor, *, budget: int | None = None) -> int:
+def measure_batch_size(
+    forward: Forward, images: Tensor, *, precision: Precision = "fp32", budget: int | None = None
+) -> int:
     """The micro-batch that a search on `images` `[n, C, H, W]`, repeated as often as needed, settles on.
 
     For work that is spread over processes or interrupted: found once, given to every `explain` and `score` afterwards.
     """
     micro = MicroBatch(budget=budget)
+    at_precision = partial(forward_pass, forward, precision=precision)
     with torch.no_grad():
         while not micro.settled:
             rows = torch.arange(micro.size, device=images.device) % len(images)
-            micro.run(forward, images[rows])
+            micro.run(at_precision, images[rows])
     return micro.size
 
 

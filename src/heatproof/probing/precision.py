@@ -1,8 +1,10 @@
 """Number formats of a forward pass: float32, or bfloat16 where the device has it."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from heatproof.checks import check_choice
 from heatproof.errors import InputError
@@ -24,3 +26,22 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise InputError(
             f"precision='bf16' needs bfloat16 arithmetic, which this {device.type} does not have. Use 'fp32'."
         )
+
+
+def forward_pass(model: Callable[[Tensor], Tensor], images: Tensor, precision: Precision) -> Tensor:
+    """Outputs of `model`, at least float32.
+
+    In bfloat16 the images lie channels last, where convolutions are faster (DenseNet-121 1.4 times on a CPU), unless the
+    model's own `view` of them cannot be had then.
+    """
+    if precision == "fp32":
+        outputs = model(images)
+    else:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            try:
+                outputs = model(images.contiguous(memory_format=torch.channels_last))
+            except RuntimeError as error:
+                if "view size is not compatible" not in str(error):
+                    raise
+                outputs = model(images.contiguous())
+    return outputs.float() if outputs.element_size() < 4 else outputs

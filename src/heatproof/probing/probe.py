@@ -12,7 +12,7 @@ from heatproof.errors import InputError
 from heatproof.probing.baselines import Baseline, make_baseline
 from heatproof.probing.masks import Masks
 from heatproof.probing.microbatch import MicroBatch
-from heatproof.probing.precision import Precision, check_precision
+from heatproof.probing.precision import Precision, check_precision, forward_pass
 from heatproof.probing.randomness import SampleRandom
 
 
@@ -92,9 +92,7 @@ class BoundProbe:
         return self.logits(masked.flatten(0, 1)).view(*chunk.shape[:2], -1)
 
     def _forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.model(images)
-        return logits.float() if logits.element_size() < 4 else logits
+        return forward_pass(self.model, images, self.precision)
 
     def _scores(self, outputs: Tensor) -> Tensor:
         """`score` sees `[B, classes]`, one mask at a time, so that its rows are the images' rows."""

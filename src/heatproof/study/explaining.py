@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heatproof.errors import HeatproofError, UnsupportedModelError
-from heatproof.explanation import explain_native, methods, to_input_resolution
+from heatproof.explanation import explain_native, methods, probing_precision, to_input_resolution
 from heatproof.metrics.chance import chance
 from heatproof.scoring import metrics, score_many
 from heatproof.study.chunks import Chunk
@@ -106,6 +106,7 @@ class Explaining:
                 method=self.method.name,
                 keys=keys,
                 batch_size=bench.spec.batch_size,
+                precision=probing_precision(self.method.name, bench.recipe.precision),
                 seed=bench.recipe.seed,
                 **self.method.options,
             )
@@ -185,6 +186,7 @@ class Explaining:
             roi=torch.from_numpy(np.stack([self._roi(case) for case in cases])).to(device),
             keys=[self.chunk.batch.ids[row] for row in rows],
             batch_size=bench.spec.batch_size,
+            precision=bench.recipe.precision,
             seed=bench.recipe.seed,
         )
         return {(label, c): float(v) for label, values in found.items() for c, v in zip(cases, values, strict=True)}

@@ -10,6 +10,7 @@ import torch
 from heatproof.datasets.table import Dataset
 from heatproof.explanation import methods
 from heatproof.models import Classifier
+from heatproof.probing.precision import Precision, forward_pass
 from heatproof.registry import Entry
 from heatproof.scoring import metrics
 from heatproof.study.models import blank_images
@@ -108,15 +109,15 @@ def _score_passes(entry: Entry, options: Mapping[str, Any], one_map: int, pixels
     return 0
 
 
-def seconds_a_pass(clf: Classifier, batch_size: int) -> float:
+def seconds_a_pass(clf: Classifier, batch_size: int, precision: Precision = "fp32") -> float:
     """The time of one forward pass for one image, in a batch of `batch_size`: the best of three."""
     images = blank_images(clf, batch_size)
     best = float("inf")
     with torch.no_grad():
-        clf(images)
+        forward_pass(clf, images, precision)
         for _ in range(3):
             started = time.perf_counter()
-            clf(images).sum().item()  # .item() waits for the device
+            forward_pass(clf, images, precision).sum().item()  # .item() waits for the device
             best = min(best, time.perf_counter() - started)
     return best / batch_size
 

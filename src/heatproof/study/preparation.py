@@ -12,7 +12,7 @@ from heatproof.datasets.table import Dataset
 from heatproof.errors import InputError
 from heatproof.models import Classifier
 from heatproof.models.device import resolve_device
-from heatproof.probing import measure_batch_size
+from heatproof.probing import check_precision, measure_batch_size
 from heatproof.study import data
 from heatproof.study.baseline import linear_baseline
 from heatproof.study.defaults import check_registries
@@ -52,7 +52,7 @@ class Preparation:
                 self.models[spec.name],
                 self.dataset,
                 cases=self._cases,
-                seconds=seconds_a_pass(self.models[spec.name], spec.batch_size or 1),
+                seconds=seconds_a_pass(self.models[spec.name], spec.batch_size or 1, self.recipe.precision),
                 unsupported={method for model, method in self.unsupported if model == spec.name},
             )
             for spec in self.recipe.models
@@ -76,6 +76,7 @@ def prepare(recipe: Recipe, folder: Path, *, progress: bool) -> Preparation:
     """
     check_registries(recipe)
     recipe = _with(recipe, device=str(resolve_device(recipe.device)), threads=recipe.threads or usable_cores())
+    check_precision(recipe.precision, torch.device(recipe.device))
     torch.set_num_threads(recipe.threads or 1)
     dataset = data.load_dataset(recipe, folder)
     models = _models(recipe, dataset)
@@ -97,7 +98,7 @@ def resume(recipe: Recipe, folder: Path) -> Preparation:
     run = Run(folder)
     _refuse_another(run.recipe, recipe, folder)
     settled = run.recipe.in_folder(recipe.folder)
-    resolve_device(settled.device)
+    check_precision(settled.precision, resolve_device(settled.device))
     torch.set_num_threads(settled.threads or 1)
     dataset = _as_it_was(data.load_dataset(settled, folder), run)
     explained = list(run.samples.loc[run.samples["explained"], "sample_id"])
@@ -135,7 +136,8 @@ def _models(recipe: Recipe, dataset: Dataset) -> dict[str, Classifier]:
 
 def _with_batch_sizes(recipe: Recipe, models: Mapping[str, Classifier]) -> Recipe:
     sizes = {
-        spec.name: spec.batch_size or measure_batch_size(models[spec.name], blank_images(models[spec.name], 1))
+        spec.name: spec.batch_size
+        or measure_batch_size(models[spec.name], blank_images(models[spec.name], 1), precision=recipe.precision)
         for spec in recipe.models
     }
     return _with(recipe, models=[spec.model_copy(update={"batch_size": sizes[spec.name]}) for spec in recipe.models])
