@@ -127,13 +127,13 @@ def test_a_layer_is_what_it_says(name: str) -> None:
     relevance_of(lambda v: function(flatten(v)).flatten(1), x, Preset("looking", rule), 1)
     ((layer, z),) = seen
     bias = torch.zeros(()) if layer.bias is None else layer.bias
-    torch.testing.assert_close(layer.product(layer.values, False) + bias, z)
+    torch.testing.assert_close(layer.product(layer.values, lambda w: w) + bias, z)
     inputs = [torch.rand_like(value) for value in layer.values]
     s = torch.randn_like(z)
-    absolute, pull = layer.absolute(inputs)
-    for product, pulled in ((absolute, pull(s)), (layer.product(inputs, False), layer.transposed(s))):
+    absolute, pull = layer.weighing(torch.abs, inputs)
+    for product, pulled in ((absolute, pull(s)), (layer.product(inputs, lambda w: w), layer.transposed(s))):
         torch.testing.assert_close((product * s).sum(), sum((p * x).sum() for p, x in zip(pulled, inputs, strict=True)))
-    assert (absolute >= layer.product(inputs, False).abs() - 1e-12).all()
+    assert (absolute >= layer.product(inputs, lambda w: w).abs() - 1e-12).all()
 
 
 def test_zplus_is_alpha_one_beta_zero_and_the_start_scales() -> None:

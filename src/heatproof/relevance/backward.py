@@ -46,7 +46,7 @@ class ForwardPass:
 
     def relevance(self, score: Tensor) -> Tensor:
         """Relevance of each input value for the score `[B]`: `[B, C, H, W]`."""
-        if self.mode.trail is None:
+        if self.mode.trail is None or not self.mode.preset.first_rules:
             return self.images.detach() * self.per_unit(score, [self.images])[0]
         c, direct = self._way_back(score, [self.images, self.mode.trail.direct], "relevance")
         if direct is None:
@@ -106,4 +106,6 @@ def run(
             mode.trail.start(entrance)
         with mode:
             logits = model(entrance)
+        if preset.last is not None:
+            mode.mark_last(logits)
     return ForwardPass(leaf, logits, mode)

@@ -16,17 +16,21 @@ from heatproof.tracing import is_live, live_tensors, map_tensors
 if TYPE_CHECKING:
     from heatproof.relevance.mode import Call
 
-Product = Callable[[Sequence[Tensor], bool], Tensor]
+Weights = Callable[[Tensor], Tensor]  # what is made of the weights; of a product of weights, the product of that
+Product = Callable[[Sequence[Tensor], Weights], Tensor]
 
 
 @dataclass(eq=False)
 class Layer:
     """`z = L x + b` of one or more tensors x.
 
-    `inputs` stand in the model's graph, `values` are what they held, `output` is z. `product(tensors, absolute)` is `L` of
-    any tensors in the inputs' place, or `|L|`; `transposed(s)` is `Lᵀ s`, one tensor for each input; `bias` broadcasts to
-    z. `view` is set where the input is the image and the preset has a rule of its own for that; `uses` counts the
-    operations that read z.
+    `inputs` stand in the model's graph, `values` are what they held, `output` is z. `product(tensors, of_weights)` is `L`
+    of any tensors in the inputs' place, made of `of_weights` of its weights (`torch.abs`: |L|); `transposed(s)` is `Lᵀ s`,
+    one tensor for each input; `bias` broadcasts to z.
+
+    For the choice of a rule: `kind` is the operation's name; `path` is that of its module, where the preset asks; `view` is
+    set where the input is the image and the preset has a rule of its own for that; `last` where no other weighted layer
+    follows. `uses` counts the operations that read z.
     """
 
     inputs: Sequence[Tensor]
@@ -35,7 +39,10 @@ class Layer:
     product: Product
     transposed: Callable[[Tensor], list[Tensor]]
     bias: Tensor | None = None
+    kind: str = ""
+    path: str = ""
     view: ImageView | None = None
+    last: bool = False
     uses: int = 0
 
     @property
@@ -43,18 +50,20 @@ class Layer:
         """Where relevance may go: the inputs, and straight to the image from a first layer."""
         return [*self.inputs, *([] if self.view is None else [self.view.carrier])]
 
-    def absolute(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-        """`|L|` of tensors in the inputs' place, and `s -> |L|ᵀ s`."""
+    def weighing(
+        self, of_weights: Weights, tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        """L made of `of_weights` of its weights: of tensors in the inputs' place, and as `s -> Lᵀ s`."""
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         with torch.enable_grad():
-            product = self.product(leaves, True)
+            product = self.product(leaves, of_weights)
         return product.detach(), lambda s: list(torch.autograd.grad(product, leaves, s))
 
     def scaled(self, scale: Tensor, shift: Tensor) -> "Layer":
         """The layer followed by `scale · z + shift`, as one layer."""
         return replace(
             self,
-            product=lambda tensors, absolute: self.product(tensors, absolute) * (scale.abs() if absolute else scale),
+            product=lambda tensors, of_weights: self.product(tensors, of_weights) * of_weights(scale),
             transposed=lambda s: self.transposed(s * scale),
             bias=shift if self.bias is None else shift + scale * self.bias,
         )
@@ -78,8 +87,8 @@ def weighted(call: "Call") -> Layer | None:
     if bias is not None and name.startswith("conv"):
         bias = bias.view(-1, *[1] * (live[0].ndim - 2))
 
-    def product(tensors: Sequence[Tensor], absolute: bool) -> Tensor:
-        replaced = map_tensors(lambda t: tensors[0] if is_live(t) else t.abs() if absolute else t, args)
+    def product(tensors: Sequence[Tensor], of_weights: Weights) -> Tensor:
+        replaced = map_tensors(lambda t: tensors[0] if is_live(t) else of_weights(t), args)
         return function(*replaced, **kwargs)  # type: ignore[no-any-return]
 
     return _layer(call, product, bias)
@@ -100,8 +109,9 @@ def additive(call: "Call") -> Layer:
     constants = [factor * term for term, factor in terms if not is_live(term)]
     shape = torch.broadcast_shapes(*(getattr(term, "shape", ()) for term, _ in terms))
 
-    def product(tensors: Sequence[Tensor], absolute: bool) -> Tensor:
-        parts = [t.expand(shape) * (abs(f) if absolute else f) for t, f in zip(tensors, signs, strict=True)]
+    def product(tensors: Sequence[Tensor], of_weights: Weights) -> Tensor:
+        factors = [of_weights(tensor.new_tensor(sign)) for tensor, sign in zip(tensors, signs, strict=True)]
+        parts = [tensor.expand(shape) * factor for tensor, factor in zip(tensors, factors, strict=True)]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     layer = _layer(call, product)
@@ -114,8 +124,8 @@ def additive(call: "Call") -> Layer:
 def diagonal(call: "Call", scale: Tensor, shift: Tensor) -> Layer:
     """`scale · x + shift`, number by number."""
 
-    def product(tensors: Sequence[Tensor], absolute: bool) -> Tensor:
-        return tensors[0] * (scale.abs() if absolute else scale)
+    def product(tensors: Sequence[Tensor], of_weights: Weights) -> Tensor:
+        return tensors[0] * of_weights(scale)
 
     return _layer(call, product, shift)
 
@@ -133,7 +143,8 @@ def _layer(call: "Call", product: Product, bias: Tensor | None = None) -> Layer:
     def transposed(s: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(output, leaves, s, retain_graph=True))
 
-    return Layer(inputs, [call.keep(tensor) for tensor in inputs], output.detach(), product, transposed, bias)
+    values, kind = [call.keep(tensor) for tensor in inputs], call.operation.name
+    return Layer(inputs, values, output.detach(), product, transposed, bias, kind)
 
 
 def _with_others(call: "Call") -> Callable[[Sequence[Tensor]], Tensor]:

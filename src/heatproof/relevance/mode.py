@@ -8,16 +8,19 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from heatproof.errors import InputError
 from heatproof.relevance import routing
 from heatproof.relevance.capture import Capture
 from heatproof.relevance.first_layer import ImageTrail, ImageView
 from heatproof.relevance.layers import Layer
+from heatproof.relevance.linear import AnyRule, FirstRule, LinearRule
 from heatproof.relevance.linearity import nonlinear_nodes
 from heatproof.tracing import Operation, Tracer, live_tensors, map_tensors
 
@@ -55,32 +58,47 @@ class Call:
 
 Rule = Callable[[Call], Any]
 
-LinearRule = Callable[[Layer, Tensor, Tensor], Sequence[Tensor | None]]
-"""`(layer, c, z) -> c_x`, one for each input of the layer."""
-
-
-@dataclass(frozen=True)
-class FirstRule:
-    """A rule of the first layers that is no multiple of x: `rule(layer, view, c, z)` is R at the layer's input.
-
-    `limits` are the least and largest values of the image, broadcast to `[B, C, H, W]`, where the rule looks at them.
-    """
-
-    rule: Callable[[Layer, ImageView, Tensor, Tensor], Tensor]
-    limits: tuple[Tensor, ...] = ()
-
 
 @dataclass(frozen=True)
 class Preset:
     """Rules by operation name; an operation without one must be linear. `start` is R at the target: its logit, or 1.
 
-    `first` takes the place of the rule of a first layer, see `first_layer`.
+    Weighted layers (dense layers, convolutions) can have another rule by their place. `modules` names rules for layers by
+    the path of their module, as patterns of `fnmatch`, the first match wins; `first` is the rule of layers that see the
+    image itself, see `first_layer`, `last` that of layers which no other weighted layer follows.
     """
 
     name: str
     rules: Mapping[str, Rule] = field(default_factory=dict)
     start: Start = "logit"
-    first: FirstRule | None = None
+    first: AnyRule | None = None
+    last: LinearRule | None = None
+    modules: Mapping[str, AnyRule] = field(default_factory=dict)
+
+    @property
+    def first_rules(self) -> list[FirstRule]:
+        """The rules that hand relevance to the image directly."""
+        return [rule for rule in (self.first, *self.modules.values()) if isinstance(rule, FirstRule)]
+
+    def limits(self) -> tuple[Tensor, ...]:
+        """The box of the image that the first layers' rule looks at, or nothing.
+
+        Raises:
+            InputError: two rules have boxes of their own.
+        """
+        boxes = [rule.limits for rule in self.first_rules if rule.limits]
+        if len(boxes) > 1:
+            raise InputError(f"The preset {self.name!r} has {len(boxes)} rules with a box for the image: use one.")
+        return boxes[0] if boxes else ()
+
+    def rule_for(self, layer: Layer, usual: LinearRule) -> AnyRule:
+        """The rule of a weighted layer by its place, or the `usual` one of its kind."""
+        for pattern, rule in self.modules.items():
+            if fnmatchcase(layer.path, pattern):
+                return rule
+        if layer.view is not None and self.first is not None:
+            return self.first
+        return self.last if layer.last and self.last is not None else usual
 
 
 class RelevanceMode(Tracer):
@@ -97,7 +115,8 @@ class RelevanceMode(Tracer):
         self.phase = routing.Phase()
         self.capture = Capture(images.shape)
         self.gaps: list[str] = []
-        self.trail = None if preset.first is None else ImageTrail(images, preset.first.limits)
+        follows_image = preset.first is not None or preset.first_rules
+        self.trail = ImageTrail(images, preset.limits()) if follows_image else None
         self._layers = WeakTensorKeyDictionary()
         self._gates: list[Tensor] = []
         self._kept: defaultdict[int, list[weakref.ref[Tensor]]] = defaultdict(list)
@@ -165,9 +184,31 @@ class RelevanceMode(Tracer):
         return None if self.trail is None else self.trail.view_of(tensor)
 
     def remember(self, value: Tensor, layer: Layer) -> Tensor:
-        """`value`, known from now on as made by `layer`."""
+        """`value`, known from now on as made by the weighted `layer`."""
         self._layers[value] = layer
+        value.grad_fn.layer = layer  # type: ignore[union-attr]
         return value
+
+    def merged(self, value: Tensor, layer: Layer) -> Tensor:
+        """`value`, made by a norm that can be seen as part of `layer`, which is the norm's input with the norm applied."""
+        value.grad_fn.merged = layer  # type: ignore[union-attr]
+        return value
+
+    def mark_last(self, logits: Tensor) -> None:
+        """Tell the weighted layers which no other weighted layer follows on the way to the logits."""
+        seen, stack = set(), [logits.grad_fn]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if (layer := getattr(node, "layer", None)) is not None:
+                layer.last = True
+            elif (layer := getattr(node, "merged", None)) is not None:
+                layer.last = True
+                stack.append(node.next_functions[0][0])  # the norm's input
+            else:
+                stack.extend(before for before, _ in node.next_functions)
 
     def made_by(self, tensor: Tensor) -> Layer | None:
         """The layer that `tensor` was remembered for."""

@@ -1,13 +1,21 @@
 """Presets: which rule each operation gets."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from torch import Tensor
 
 from heatproof.relevance import layers, rules
+from heatproof.relevance.linear import AlphaBeta, AnyRule, Epsilon, Gamma, LinearRule, ZBox, Zero, z_plus
 from heatproof.relevance.mode import Preset, Rule, Start, unsupported
+
+_PLAIN = Epsilon(1e-6)
 
 _CONSTANTS = ("rsqrt", "sqrt", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "std", "var")
 
-_WEIGHTED = ("linear", "conv", "conv_transpose", "addmm", "matmul", "einsum")
+_CONVOLUTIONS = ("conv", "conv_transpose")
+_PRODUCTS = ("matmul", "einsum")
+_WEIGHTED = (*_CONVOLUTIONS, *_PRODUCTS, "linear", "addmm")
 _SUMMING = ("sum", "mean", *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)))
 
 _COMMON: dict[str, Rule] = {
@@ -37,19 +45,28 @@ def lrp_epsilon(epsilon: float = 1e-6, relative: bool = False, start: Start = "l
 
     What is linear without weights (sums, means, a batch norm apart from a layer) is its own gradient.
     """
-    rule = rules.epsilon(epsilon, relative)
-    own = {**dict.fromkeys(_WEIGHTED, rules.weighted(rule)), "batch_norm": rules.batch_norm(rule, rules.z)}
-    return Preset("lrp_epsilon", {**_COMMON, **own}, start)
+    rule = Epsilon(epsilon, relative)
+    return composite("lrp_epsilon", dense=rule, conv=rule, norm=Zero(), start=start)
+
+
+def lrp_gamma(gamma: float = 0.25, start: Start = "logit") -> Preset:
+    """LRP-γ [montavon2019overview]: what speaks with a neuron weighs 1 + γ, in everything that is linear."""
+    return _everywhere("lrp_gamma", Gamma(gamma), start)
 
 
 def lrp_alpha_beta(alpha: float = 2.0, beta: float = 1.0, start: Start = "one") -> Preset:
     """LRP-αβ [bach2015pixelwise]: positive contributions share α R, negative ones −β R, with α − β = 1."""
-    return Preset("lrp_alpha_beta", _signed(alpha, beta), start)
+    return _everywhere("lrp_alpha_beta", AlphaBeta(alpha, beta), start)
 
 
 def lrp_zplus(start: Start = "one") -> Preset:
     """LRP-z⁺ [montavon2017explaining]: LRP-αβ with α = 1, β = 0."""
-    return Preset("lrp_zplus", _signed(1.0, 0.0), start)
+    return _everywhere("lrp_zplus", z_plus(), start)
+
+
+def excitation_backprop(start: Start = "one") -> Preset:
+    """Excitation backprop [zhang2018topdown]: LRP-z⁺ in which biases take no part."""
+    return _everywhere("excitation_backprop", z_plus(bias=False), start)
 
 
 def deep_taylor(low: Tensor, high: Tensor, start: Start = "one") -> Preset:
@@ -57,7 +74,83 @@ def deep_taylor(low: Tensor, high: Tensor, start: Start = "one") -> Preset:
 
     `low` and `high`, broadcast to `[B, C, H, W]`, are the least and largest values that the image can have.
     """
-    return Preset("deep_taylor", _signed(1.0, 0.0), start, rules.z_box((low, high)))
+    return _everywhere("deep_taylor", z_plus(), start, first=ZBox(low, high))
+
+
+def lrp_composite(first: AnyRule | None, gamma: float = 0.25, epsilon: float = 1e-6, start: Start = "logit") -> Preset:
+    """The composite of Montavon and others [montavon2019overview, kohlbrenner2020towards]: γ below, ε above.
+
+    γ in convolutions, ε in dense layers, and `first` where the image comes in, which is the z-box rule as a rule.
+    """
+    return composite("lrp_composite", dense=Epsilon(epsilon), conv=Gamma(gamma), first=first, start=start)
+
+
+def attn_lrp(gamma_conv: float = 0.25, gamma_linear: float = 0.05, start: Start = "logit") -> Preset:
+    """AttnLRP [achtibat2024attnlrp]: softmax by its Taylor expansion, products halved, norms with constant deviation.
+
+    γ in convolutions and dense layers; 0 is the plain rule.
+    """
+    return composite(
+        "attn_lrp", dense=_gamma_or_plain(gamma_linear), conv=_gamma_or_plain(gamma_conv), start=start,
+        operations=dict.fromkeys(_PRODUCTS, rules.dense_or_product(_gamma_or_plain(gamma_linear))),
+    )  # fmt: skip
+
+
+def cp_lrp(gamma_conv: float = 0.25, gamma_linear: float = 0.05, start: Start = "logit") -> Preset:
+    """CP-LRP [ali2022xai]: as AttnLRP, but the attention is a constant and the values take all."""
+    plain = attn_lrp(gamma_conv, gamma_linear, start)
+    return replace(plain, name="cp_lrp", rules={**plain.rules, "softmax": rules.constant})
+
+
+def composite(
+    name: str = "composite",
+    *,
+    dense: LinearRule = _PLAIN,
+    conv: LinearRule = _PLAIN,
+    sums: LinearRule | None = None,
+    norm: LinearRule | None = None,
+    first: AnyRule | None = None,
+    last: LinearRule | None = None,
+    modules: Mapping[str, AnyRule] | None = None,
+    operations: Mapping[str, Rule] | None = None,
+    start: Start = "logit",
+) -> Preset:
+    """A preset of your own: rules by the kind of operation, by depth and by module.
+
+    Args:
+        name: how messages call it.
+        dense: of dense layers and products with constants.
+        conv: of convolutions.
+        sums: of sums, means and average pooling, which by default are their own gradient.
+        norm: of batch norms that follow no weighted layer; by default that of convolutions. One that follows a layer is
+            merged into it.
+        first: of the layers that see the image itself, `ZBox(low, high)`, `WSquare()`, `Flat()` or any other.
+        last: of the layers that no other weighted layer follows.
+        modules: of the weighted layers whose module's path matches a pattern, such as `"blocks.*.mlp.*"`; the first match
+            wins, over `first` and `last` too.
+        operations: of other operations by their name, in place of the usual ones.
+        start: relevance at the target, its `logit` or `one`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from heatproof.relevance import Gamma, WSquare, run
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
+        >>> preset = composite(first=WSquare(), modules={"3": Gamma(0.1)})
+        >>> passed = run(net, torch.rand(1, 1, 2, 2), preset)
+        >>> torch.allclose(passed.relevance(passed.logits[:, 0]).sum(), passed.logits[0, 0])
+        True
+    """
+    convolution = rules.weighted(conv)
+    own: dict[str, Rule] = {
+        **dict.fromkeys(_WEIGHTED, rules.weighted(dense)),
+        **dict.fromkeys(_CONVOLUTIONS, convolution),
+        "batch_norm": rules.batch_norm(lambda layer: conv if layer.kind in _CONVOLUTIONS else dense, norm or conv),
+    }
+    if sums is not None:
+        own |= dict.fromkeys(_SUMMING, rules.in_full(layers.summing, sums))
+        own |= dict.fromkeys(("add", "sub"), rules.in_full(layers.additive, sums))
+    return Preset(name, {**_COMMON, **own, **(operations or {})}, start, first, last, dict(modules or {}))
 
 
 def transformer_attention(start: Start = "one") -> Preset:
@@ -65,7 +158,7 @@ def transformer_attention(start: Start = "one") -> Preset:
     passed_on = (*rules.ACTIVATIONS_AT_ZERO, "relu", "layer_norm", "softmax")
     own = {
         **dict.fromkeys(passed_on, rules.unchanged),
-        "linear": rules.weighted(rules.signed(1.0, 0.0, bias=False)),
+        "linear": rules.weighted(z_plus(bias=False)),
         **dict.fromkeys(("conv", "conv_transpose", "addmm"), unsupported),
         "batch_norm": unsupported,
         "add": rules.residual_by_ratio,
@@ -73,13 +166,10 @@ def transformer_attention(start: Start = "one") -> Preset:
     return Preset("transformer_lrp", {**_COMMON, **own}, start)
 
 
-def _signed(alpha: float, beta: float) -> dict[str, Rule]:
-    """LRP-αβ for everything that is linear. A constant factor alone is no sum: it passes relevance as it is."""
-    rule = rules.signed(alpha, beta)
-    return {
-        **_COMMON,
-        **dict.fromkeys(_WEIGHTED, rules.weighted(rule)),
-        **dict.fromkeys(_SUMMING, rules.in_full(layers.summing, rule)),
-        **dict.fromkeys(("add", "sub"), rules.in_full(layers.additive, rule)),
-        "batch_norm": rules.batch_norm(rule, rule),
-    }
+def _everywhere(name: str, rule: LinearRule, start: Start, first: AnyRule | None = None) -> Preset:
+    """One rule for everything that is linear. A constant factor alone is no sum: it passes relevance as it is."""
+    return composite(name, dense=rule, conv=rule, sums=rule, first=first, start=start)
+
+
+def _gamma_or_plain(gamma: float) -> LinearRule:
+    return Gamma(gamma) if gamma else _PLAIN

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heatproof.errors import UnsupportedOperationError
 from heatproof.relevance import layers
-from heatproof.relevance.first_layer import ImageView
 from heatproof.relevance.layers import Layer
-from heatproof.relevance.mode import Call, FirstRule, LinearRule, Rule
+from heatproof.relevance.linear import FirstRule, LinearRule, safe_divide
+from heatproof.relevance.mode import Call, Preset, Rule
 from heatproof.tracing import is_live, live_tensors, map_tensors
 
 # f'(0) of the activations with f(0) = 0, the limit of f(x) / x
@@ -34,8 +35,6 @@ ACTIVATIONS_AT_ZERO = {
     "softshrink": 0.0,
 }
 
-VANISHING = 1e-5  # a denominator below this share of its terms' sizes is rounding noise
-
 
 def gradient(call: Call) -> Tensor:
     """The ordinary gradient, on purpose (softmax: the first order of its Taylor expansion)."""
@@ -49,72 +48,8 @@ def divide_by_input(call: Call) -> Tensor:
     return call.route([call.args[0]], lambda c, value: [c * torch.where(x == 0, at_zero, value / x)])
 
 
-def z(layer: Layer, c: Tensor, _: Tensor) -> list[Tensor]:
-    """LRP-z: a linear layer is its own gradient."""
-    return layer.transposed(c)
-
-
-def epsilon(epsilon: float, relative: bool) -> LinearRule:
-    """LRP-ε: `c_z` is scaled by `z / (z + ε sign z)`, with sign 0 = +1.
-
-    With `relative`, ε is a multiple of each sample's mean |z| in this layer.
-    """
-
-    def rule(layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
-        size = z.abs().flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) if relative else 1.0
-        stabilizer = epsilon * size
-        return layer.transposed(c * safe_divide(z, z + torch.where(z < 0, -stabilizer, stabilizer)))
-
-    return rule
-
-
-def signed(alpha: float, beta: float, *, bias: bool = True) -> LinearRule:
-    """LRP-αβ: positive contributions share α R_j, negative ones −β R_j; z⁺ is α = 1, β = 0.
-
-    `R_i = Σ_j [α (x_i w_ji)⁺ / P_j − β (x_i w_ji)⁻ / N_j] R_j`, where P and N are the sums of the positive and of the
-    negative contributions; with `bias`, its positive part belongs to P and its negative part to N. A part that vanishes
-    passes nothing on.
-
-    The parts need no clamped copies of x and W: since `(x w)^± = (x w ± |x||w|) / 2`, P and N are
-    `(z ± (|x||W|ᵀ + |b|)) / 2`.
-    """
-
-    def rule(layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
-        size, pull = layer.absolute([x.abs() for x in layer.values])
-        shift = torch.zeros_like(z) if layer.bias is None else layer.bias
-        noise = VANISHING * (size + z.abs() + shift.abs())
-        total, size = (z, size + shift.abs()) if bias else (z - shift, size)
-        positive, negative = (total + size) / 2, (total - size) / 2
-        s_positive, s_negative = (
-            torch.where(part.abs() > noise, share * z * c / part, 0.0)
-            for part, share in ((positive, alpha), (negative, beta))
-        )
-        both = zip(layer.values, layer.transposed(s_positive - s_negative), pull(s_positive + s_negative), strict=True)
-        return [(direct + x.sign() * absolute) / 2 for x, direct, absolute in both]
-
-    return rule
-
-
-def z_box(limits: tuple[Tensor, Tensor]) -> FirstRule:
-    """The z-box rule of first layers, whose inputs lie between l and h: contributions `x_i w_ji − l_i w_ji⁺ − h_i w_ji⁻`.
-
-    With the middle m and the half width d of the box, a contribution is `(x_i − m_i) w_ji + d_i |w_ji|`. The bias has none.
-    """
-
-    def rule(layer: Layer, view: ImageView, c: Tensor, z: Tensor) -> Tensor:
-        (x,), (low, high) = layer.values, view.limits
-        centred, half = x - (low + high) / 2, (high - low) / 2
-        size, pull = layer.absolute([half])
-        from_middle = layer.product([centred], False)
-        total = from_middle + size
-        s = torch.where(total.abs() > VANISHING * (from_middle.abs() + size), z * c / total, 0.0)
-        return centred * layer.transposed(s)[0] + half * pull(s)[0]
-
-    return FirstRule(rule, limits)
-
-
 def weighted(rule: LinearRule) -> Rule:
-    """`rule` for dense layers, convolutions and matrix products, or the preset's own rule where one is a first layer.
+    """`rule` for dense layers, convolutions and matrix products with constants, or the preset's own one for their place.
 
     Where the weights depend on the image too, it is a product of two activations and each takes half.
     """
@@ -125,7 +60,19 @@ def weighted(rule: LinearRule) -> Rule:
             return split_evenly(call)
         mode = call.mode
         layer.view = mode.view_of(layer.inputs[0])
-        return mode.remember(mode.through(layer, _or_first(rule, mode.preset.first)), layer)
+        layer.path = mode.module_path() if mode.preset.modules else ""
+        return mode.remember(mode.through(layer, _by_place(rule, mode.preset)), layer)
+
+    return apply
+
+
+def dense_or_product(rule: LinearRule) -> Rule:
+    """`weighted` for a product with a matrix; one with more axes is of activations, even where one of them is constant."""
+    dense = weighted(rule)
+
+    def apply(call: Call) -> Any:
+        constants = [t for t in call.args if isinstance(t, Tensor) and not is_live(t)]
+        return dense(call) if all(t.ndim <= 2 for t in constants) else split_evenly(call)
 
     return apply
 
@@ -135,10 +82,11 @@ def in_full(build: Callable[[Call], Layer], rule: LinearRule) -> Rule:
     return lambda call: call.mode.through(build(call), rule)
 
 
-def batch_norm(merged: LinearRule, alone: LinearRule) -> Rule:
-    """Batch norm as part of the layer before it, under that layer's rule `merged`, where nothing else reads that layer.
+def batch_norm(merged: Callable[[Layer], LinearRule], alone: LinearRule) -> Rule:
+    """Batch norm as part of the layer before it, under that layer's rule, where nothing else reads that layer.
 
-    Any other batch norm is a layer of its own, with one weight a channel, under the rule `alone`.
+    `merged` gives the usual rule of such a layer. Any other batch norm is a layer of its own, with one weight a channel,
+    under the rule `alone`.
     """
 
     def apply(call: Call) -> Any:
@@ -153,14 +101,14 @@ def batch_norm(merged: LinearRule, alone: LinearRule) -> Rule:
         if before is None:
             return call.mode.through(layer, alone)
         whole = before.scaled(scale, shift)
-        to_whole = _or_first(merged, call.mode.preset.first)
+        to_whole = _by_place(merged(before), call.mode.preset)
 
         def back(layer: Layer, c: Tensor, z: Tensor) -> list[Tensor | None]:
             if before.uses == 1:
                 return [None, *to_whole(whole, c, z)]
             return [*alone(layer, c, z), *[None] * len(whole.targets)]
 
-        return call.mode.through(layer, back, *whole.targets)
+        return call.mode.merged(call.mode.through(layer, back, *whole.targets), whole)
 
     return apply
 
@@ -186,13 +134,19 @@ def _batch_norm_arguments(
     return x, running_mean, running_var, weight, bias, training, momentum, eps
 
 
-def _or_first(rule: LinearRule, first: FirstRule | None) -> LinearRule:
-    """`rule`, or the preset's rule of first layers for a layer that has a view of the image."""
+def _by_place(usual: LinearRule, preset: Preset) -> LinearRule:
+    """The rule that a weighted layer has by its place, `usual` where it has none."""
 
     def back(layer: Layer, c: Tensor, z: Tensor) -> Sequence[Tensor | None]:
-        if layer.view is None or first is None:
+        rule = preset.rule_for(layer, usual)
+        if not isinstance(rule, FirstRule):
             return rule(layer, c, z)
-        return [*[None] * len(layer.inputs), first.rule(layer, layer.view, c, z)]
+        if layer.view is None:
+            raise UnsupportedOperationError(
+                f"The preset {preset.name!r} gives {type(rule).__name__} to the module {layer.path!r}, which does not see "
+                "the image itself. That rule is for first layers: give the module another one."
+            )
+        return [*[None] * len(layer.inputs), rule.relevance(layer, c, z)]
 
     return back
 
@@ -288,11 +242,6 @@ def residual_by_ratio(call: Call) -> Tensor:
         return [(c * ratio_a).sum_to_size(kept_a.shape), (c * ratio_b).sum_to_size(kept_b.shape)]
 
     return call.route([a, b], back)
-
-
-def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, 0 where the denominator is 0."""
-    return torch.where(denominator == 0, 0.0, numerator / denominator)
 
 
 def _per_sample_sum(values: Tensor) -> Tensor:

@@ -1,0 +1,179 @@
+"""Rules of linear layers `z = L x + b`, in the form `c = R / x`.
+
+Each is a small object: called with a layer, c at its output and z, it returns `c_x` for each of the layer's inputs. Rules
+of first layers return the relevance of the input itself, as theirs is no multiple of x.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from heatproof.relevance.layers import Layer
+
+VANISHING = 1e-5  # a denominator below this share of its terms' sizes is rounding noise
+
+
+class LinearRule(Protocol):
+    """`(layer, c, z) -> c_x`, one for each input of the layer; None where nothing goes back."""
+
+    def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> Sequence[Tensor | None]: ...
+
+
+class FirstRule:
+    """A rule of first layers that is no multiple of x: `relevance(layer, c, z)` is R at the layer's one input.
+
+    `limits` are the least and largest values of the image, broadcast to `[B, C, H, W]`, where the rule looks at them.
+    """
+
+    limits: tuple[Tensor, ...] = ()
+
+    def relevance(self, layer: Layer, c: Tensor, z: Tensor) -> Tensor:
+        """R at the input."""
+        raise NotImplementedError
+
+
+AnyRule = LinearRule | FirstRule
+
+
+@dataclass(frozen=True)
+class Zero:
+    """LRP-z [bach2015pixelwise]: `R_i = x_i Σ_j w_ji R_j / z_j`, so a linear layer is its own gradient."""
+
+    def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:  # noqa: ARG002 z belongs to the protocol
+        return layer.transposed(c)
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """LRP-ε [bach2015pixelwise]: `R_i = x_i Σ_j w_ji R_j / (z_j + ε sign z_j)`, with sign 0 = +1.
+
+    With `relative`, ε is a multiple of each sample's mean |z| in this layer.
+    """
+
+    epsilon: float = 1e-6
+    relative: bool = False
+
+    def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
+        size = z.abs().flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) if self.relative else 1.0
+        stabilizer = self.epsilon * size
+        return layer.transposed(c * safe_divide(z, z + torch.where(z < 0, -stabilizer, stabilizer)))
+
+
+@dataclass(frozen=True)
+class AlphaBeta:
+    """LRP-αβ [bach2015pixelwise]: positive contributions share α R_j, negative ones −β R_j; z⁺ is α = 1, β = 0.
+
+    `R_i = Σ_j [α (x_i w_ji)⁺ / P_j − β (x_i w_ji)⁻ / N_j] R_j`, where P and N are the sums of the positive and of the
+    negative contributions; with `bias`, its positive part belongs to P and its negative part to N. A part that vanishes
+    passes nothing on.
+
+    The parts need no clamped copies of x and W: since `(x w)^± = (x w ± |x||w|) / 2`, P and N are
+    `(z ± (|x||W|ᵀ + |b|)) / 2`.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    bias: bool = True
+
+    def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
+        size, pull = layer.weighing(torch.abs, [x.abs() for x in layer.values])
+        shift = torch.zeros_like(z) if layer.bias is None else layer.bias
+        noise = VANISHING * (size + z.abs() + shift.abs())
+        total, size = (z, size + shift.abs()) if self.bias else (z - shift, size)
+        positive, negative = (total + size) / 2, (total - size) / 2
+        s_positive, s_negative = (
+            torch.where(part.abs() > noise, share * z * c / part, 0.0)
+            for part, share in ((positive, self.alpha), (negative, self.beta))
+        )
+        both = zip(layer.values, layer.transposed(s_positive - s_negative), pull(s_positive + s_negative), strict=True)
+        return [(direct + x.sign() * absolute) / 2 for x, direct, absolute in both]
+
+
+def z_plus(*, bias: bool = True) -> AlphaBeta:
+    """LRP-z⁺ [montavon2017explaining]: relevance follows the positive contributions."""
+    return AlphaBeta(1.0, 0.0, bias)
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """LRP-γ [montavon2019overview]: the contributions of z_j's own sign weigh 1 + γ.
+
+    `R_i = Σ_j (x_i w_ji + γ (x_i w_ji)^±) / (z_j + γ z_j^±) R_j`, where ± is the sign of z_j and z_j^± the sum of the
+    contributions of that sign, the bias among them.
+    """
+
+    gamma: float = 0.25
+
+    def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
+        size, pull = layer.weighing(torch.abs, [x.abs() for x in layer.values])
+        if layer.bias is not None:
+            size = size + layer.bias.abs()
+        total = z + self.gamma / 2 * (z + z.sign() * size)
+        s = torch.where(total.abs() > VANISHING * (size + z.abs()), z * c / total, 0.0)
+        both = zip(layer.values, layer.transposed(s), pull(z.sign() * s), strict=True)
+        half = self.gamma / 2
+        return [(1 + half) * direct + half * x.sign() * absolute for x, direct, absolute in both]
+
+
+@dataclass(frozen=True, eq=False)
+class ZBox(FirstRule):
+    """The z-box rule of first layers [montavon2017explaining]: `x_i w_ji − l_i w_ji⁺ − h_i w_ji⁻` over its sum.
+
+    The image lies between `low` and `high`, both broadcast to `[B, C, H, W]`; they are followed through what happens to the
+    image on its way to the layer. With the middle m and the half width d of the box, a contribution is
+    `(x_i − m_i) w_ji + d_i |w_ji|`. The bias has none.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    @property
+    def limits(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """The box."""
+        return self.low, self.high
+
+    def relevance(self, layer: Layer, c: Tensor, z: Tensor) -> Tensor:
+        """R at the input."""
+        assert layer.view is not None  # noqa: S101 the mode hands first rules to first layers only
+        (x,), (low, high) = layer.values, layer.view.limits
+        centred, half = x - (low + high) / 2, (high - low) / 2
+        size, pull = layer.weighing(torch.abs, [half])
+        from_middle = layer.product([centred], _as_they_are)
+        total = from_middle + size
+        s = torch.where(total.abs() > VANISHING * (from_middle.abs() + size), z * c / total, 0.0)
+        return centred * layer.transposed(s)[0] + half * pull(s)[0]
+
+
+@dataclass(frozen=True)
+class WSquare(FirstRule):
+    """The w² rule of first layers [montavon2017explaining]: pixel i shares in neuron j by `w_ji²`, whatever its value."""
+
+    def relevance(self, layer: Layer, c: Tensor, z: Tensor) -> Tensor:
+        """R at the input."""
+        return _by_weights(layer, torch.square, z * c)
+
+
+@dataclass(frozen=True)
+class Flat(FirstRule):
+    """The flat rule of first layers [lapuschkin2019unmasking]: every pixel that neuron j sees has an equal share."""
+
+    def relevance(self, layer: Layer, c: Tensor, z: Tensor) -> Tensor:
+        """R at the input."""
+        return _by_weights(layer, torch.ones_like, z * c)
+
+
+def _by_weights(layer: Layer, of_weights: Callable[[Tensor], Tensor], relevance: Tensor) -> Tensor:
+    total, pull = layer.weighing(of_weights, [torch.ones_like(x) for x in layer.values])
+    return pull(safe_divide(relevance, total))[0]
+
+
+def _as_they_are(weights: Tensor) -> Tensor:
+    return weights
+
+
+def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, 0 where the denominator is 0."""
+    return torch.where(denominator == 0, 0.0, numerator / denominator)
