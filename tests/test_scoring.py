@@ -5,6 +5,7 @@ from torch import nn
 import heatproof as hp
 from heatproof.errors import InputError
 from heatproof.models import Classifier
+from heatproof.probing import bf16_supported
 from heatproof.scoring import metrics
 from support.cases import PixelSum, Wavy
 from support.nets import TinyCNN
@@ -31,6 +32,18 @@ def test_the_model_may_be_a_bare_module(images, maps):
     assert torch.equal(hp.score(net, images, maps, **options), hp.score(Classifier(net), images, maps, **options))
     with pytest.raises(InputError, match=r"normalisation of this model is unknown.*baseline=0.0"):
         hp.score(net, images, maps, metric="faithfulness_estimate")
+
+
+def test_a_method_that_needs_gradients_stays_in_fp32_where_the_passes_over_changed_images_do_not(clf, images, maps):
+    if not bf16_supported():
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    given = {"targets": [0, 1, 2], "batch_size": 8}
+    for method, same in (("lrp_epsilon", True), ("gradcam", True), (("lime", {"samples": 20, "segments": 16}), False)):
+        exact, rounded = (
+            hp.score(clf, images, maps, metric="max_sensitivity", explain=method, precision=name, **given)
+            for name in ("fp32", "bf16")
+        )
+        assert torch.equal(exact, rounded) == same
 
 
 def test_targets_default_to_the_prediction(clf, images, maps):

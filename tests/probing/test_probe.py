@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from heatproof.errors import InputError
 from heatproof.models import Classifier, Targets
@@ -133,6 +134,53 @@ def test_bf16_is_close_to_fp32_and_not_the_same():
     rounded = bound(model, images, precision="bf16")(masks, baseline=0, output="logit")
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+def test_bf16_does_not_round_the_logits_themselves():
+    """A logit near 3 would be a multiple of 1/64, and the effect of a small mask would vanish in that."""
+    if not precision.bf16_supported():
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    images = torch.randn(64, 3, 16, 16)
+    head = nn.Linear(8, 3)
+    nn.init.constant_(head.bias, 3.0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    logits = precision.forward_pass(net, images, "bf16")
+    assert (logits != logits.bfloat16().float()).float().mean() > 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        features = net[:3](images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(logits, head(features.float()))
+
+
+@pytest.mark.parametrize("flatten", ["view", "reshape"])
+def test_bf16_serves_models_that_insist_on_the_layout_of_their_images(flatten):
+    if not precision.bf16_supported():
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    layouts = []
+
+    class Particular(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 2)
+
+        def forward(self, x):
+            layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+            return self.head(getattr(self.conv(x), flatten)(len(x), -1))
+
+    net, images = Particular().eval(), torch.randn(2, 3, 8, 8)
+    exact = net(images)
+    layouts.clear()
+    torch.testing.assert_close(precision.forward_pass(net, images, "bf16"), exact, atol=0.02, rtol=0.02)
+    assert layouts == ([True, False] if flatten == "view" else [True])
+    assert torch.equal(precision.forward_pass(net, images, "fp32"), exact)
+
+
+def test_an_error_of_the_model_itself_is_not_taken_for_one_of_layout():
+    def broken(_):
+        raise RuntimeError("no such thing")
+
+    if precision.bf16_supported():
+        with pytest.raises(RuntimeError, match="no such thing"):
+            precision.forward_pass(broken, torch.randn(1, 3, 4, 4), "bf16")
 
 
 def test_bf16_without_the_hardware_is_an_error(monkeypatch):

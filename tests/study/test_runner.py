@@ -20,6 +20,7 @@ from heatproof.errors import InputError, StorageError
 from heatproof.explanation import explain
 from heatproof.models import Classifier
 from heatproof.models.checkpoint import load_checkpoint, save_checkpoint
+from heatproof.probing import bf16_supported
 from heatproof.scoring import score
 from heatproof.study import explaining, preparation
 from heatproof.study.loading import parse_recipe
@@ -89,6 +90,38 @@ def test_each_map_is_what_explain_gives_for_the_image_alone(finished: Run) -> No
             assert found is not None
             np.testing.assert_allclose(found, alone.detach(), atol=1e-5 * float(alone.abs().max()))
             assert finished.target(model, method, sample) == ("left", "right")[int(target)]
+
+
+def test_bf16_is_for_changed_images_and_leaves_gradients_alone(finished: Run, tmp_path: Path) -> None:
+    if not bf16_supported():
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    folder = finished.path.parent
+    checkpoint = [{"name": "vit", "source": str(finished.path / "models" / "vit"), "batch_size": 16}]
+    plain = tiny(folder, models=checkpoint)
+    exact, rounded = (
+        run_study(parse_recipe({**plain, "precision": name}, folder=folder), tmp_path / name, progress=False)
+        for name in ("fp32", "bf16")
+    )
+    assert rounded.recipe.precision == "bf16"
+    for method, same in (("lrp_epsilon", True), ("attention", True), ("lime", False)):
+        pair = [torch.from_numpy(run.map("vit", method, "test006")) for run in (exact, rounded)]
+        assert torch.equal(*pair) == same
+        torch.testing.assert_close(*pair, atol=0.1 * float(pair[0].abs().max()), rtol=0)
+    both = exact.scores.merge(rounded.scores, on=["sample_id", "model", "method", "metric"], suffixes=("", "_rounded"))
+    gradients = both[(both["method"] == "lrp_epsilon")].set_index("metric")
+    assert (gradients.loc["max_sensitivity", "value"] == gradients.loc["max_sensitivity", "value_rounded"]).all()
+    estimates = both[both["metric"] == "faithfulness_estimate"].dropna(subset="value")
+    assert (estimates["value"] != estimates["value_rounded"]).any()
+
+
+def test_a_precision_that_the_machine_lacks_is_told_before_anything_long(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    write_data(tmp_path)
+    monkeypatch.setattr("heatproof.probing.precision.bf16_supported", lambda device: False)
+    with pytest.raises(InputError, match=r"precision='bf16' needs bfloat16.* Use 'fp32'"):
+        study(tmp_path, **quick(tmp_path, precision="bf16"))
+    assert not (tmp_path / "run" / "study.yaml").exists()
+    with pytest.raises(InputError, match="precision"):
+        study(tmp_path, **quick(tmp_path, precision="fp16"))
 
 
 def test_each_score_is_that_of_the_stored_map(finished: Run) -> None:
@@ -187,7 +220,7 @@ def test_what_the_machine_decided_is_kept_and_another_recipe_refused(
     assert run.recipe.models[0].batch_size
     assert run.recipe.device in ("cpu", "cuda:0")
     monkeypatch.setattr(preparation, "usable_cores", lambda: 2)
-    monkeypatch.setattr(preparation, "measure_batch_size", lambda *_: 3)
+    monkeypatch.setattr(preparation, "measure_batch_size", lambda *_, **__: 3)
     assert study(tmp_path, **open_).recipe.to_dict() == run.recipe.to_dict()
     with pytest.raises(InputError, match=r"another recipe:\n  seed: there 3, here 4\nChoose another folder"):
         study(tmp_path, **(open_ | {"seed": 4}))
