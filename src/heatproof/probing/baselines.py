@@ -10,11 +10,49 @@ from torch.nn import functional as F
 
 from heatproof.checks import check_number
 from heatproof.errors import InputError, near_names
+from heatproof.probing.inpainting import NOISE, inpaint
 from heatproof.probing.randomness import SampleRandom
 
 Baseline: TypeAlias = str | float | Tensor
 
 Black: TypeAlias = Callable[[], Tensor]
+
+Filling: TypeAlias = Callable[[Tensor], Tensor]
+"""Masks `[B, k, H, W]` to masked images `[B, k, C, H, W]`."""
+
+
+def make_filling(baseline: Baseline, images: Tensor, *, black: Black, random: SampleRandom) -> Filling:
+    """How masks are applied to `images` `[B, C, H, W]`: bool masks, or the replaced share of each pixel as a float.
+
+    Args:
+        baseline: `inpaint`, whose values depend on the mask (noisy linear imputation, for bool masks), or any of
+            `make_baseline`.
+        images: float `[B, C, H, W]`.
+        black: see `make_baseline`.
+        random: the samples' random streams, for `noise` and `inpaint`.
+
+    Raises:
+        InputError: as `make_baseline`; masks of shares under `inpaint`.
+    """
+    if isinstance(baseline, str) and baseline == "inpaint":
+        noise = (NOISE * random.normal(*images.shape[1:], purpose="inpaint noise")).to(images)
+        return lambda masks: inpaint(images, _whole(masks), noise)
+    replacement = make_baseline(baseline, images, black=black, random=random)
+
+    def fill(masks: Tensor) -> Tensor:
+        if masks.dtype == torch.bool:
+            return torch.where(masks[:, :, None], replacement[:, None], images[:, None])
+        return torch.lerp(images[:, None], replacement[:, None], masks[:, :, None].to(images))
+
+    return fill
+
+
+def _whole(masks: Tensor) -> Tensor:
+    if masks.dtype != torch.bool:
+        raise InputError(
+            "baseline='inpaint' replaces whole pixels, and these masks replace shares of them: choose another."
+        )
+    return masks
 
 
 def make_baseline(baseline: Baseline, images: Tensor, *, black: Black, random: SampleRandom) -> Tensor:
@@ -36,7 +74,7 @@ def make_baseline(baseline: Baseline, images: Tensor, *, black: Black, random: S
     if isinstance(baseline, str):
         if baseline not in BASELINES:
             raise InputError(
-                f"Unknown baseline {baseline!r}: give a number, a tensor or a name. {near_names(baseline, BASELINES)}"
+                f"Unknown baseline {baseline!r}: give a number, a tensor or a name. {near_names(baseline, NAMES)}"
             )
         return BASELINES[baseline](images, black, random).expand_as(images)
     return torch.full_like(images, check_number("baseline", baseline, low=-float("inf")))
@@ -74,3 +112,5 @@ BASELINES: dict[str, Callable[[Tensor, Black, SampleRandom], Tensor]] = {
     "noise": _noise,
     "blur": lambda images, *_: blur(images, min(images.shape[-2:]) / 20),
 }
+
+NAMES = (*BASELINES, "inpaint", "drop")  # the last two depend on the mask: see `make_filling` and `BoundProbe`

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from heatproof.errors import InputError
-from heatproof.probing.baselines import Baseline, make_baseline
+from heatproof.probing.baselines import Baseline, Filling, make_filling
+from heatproof.probing.dropping import logits_without_tokens
 from heatproof.probing.masks import Masks
 from heatproof.probing.microbatch import MicroBatch
 from heatproof.probing.precision import Precision, check_precision, forward_pass
 from heatproof.probing.randomness import SampleRandom
+
+_TOKEN_MASKS_AT_ONCE = 4096  # small as they are, many together leave large groups that lose as many tokens
 
 
 class Model(Protocol):
@@ -46,8 +49,10 @@ class BoundProbe:
         """The output on each masked image.
 
         Args:
-            masks: K masks of each of the B images, True = replaced.
-            baseline: what replaces a pixel, see `make_baseline`.
+            masks: K masks of each of the B images, over pixels, True = replaced, or the replaced share of each pixel as a
+                float; under `drop` bool masks over the tokens.
+            baseline: what replaces a pixel, see `make_filling`, or `drop`: tokens are taken out of the sequence of a vision
+                transformer, see `logits_without_tokens`.
             output: `probability` or `logit`.
 
         Returns:
@@ -55,20 +60,21 @@ class BoundProbe:
 
         Raises:
             InputError: an unknown baseline or output, no masks, or masks of another size than the images.
+            UnsupportedModelError: `drop`, and the model is no vision transformer that can do with fewer tokens.
         """
         if masks.count == 0:
             raise InputError("There are no masks to probe: give at least one.")
-        replacement = make_baseline(
-            baseline, self.images, black=lambda: self.model.intensity_range[0], random=self.random
-        )
+        drops = isinstance(baseline, str) and baseline == "drop"
+        answer = self._dropped if drops else partial(self._filled, self._filling(baseline))
+        together = _TOKEN_MASKS_AT_ONCE if drops else self.micro.size
+        step = max(1, together // len(self.images))
         view = self.model.output(output)
-        found, start = [], 0
-        while start < masks.count:
-            stop = min(masks.count, start + max(1, self.micro.size // len(self.images)))
-            found.append(self._scores(view(self._masked_logits(masks.chunk(start, stop), replacement))))
-            start = stop
+        found = []
+        for start in range(0, masks.count, step):
+            stop = min(masks.count, start + step)
+            found.append(self._scores(view(answer(masks.chunk(start, stop)))))
             if self.progress is not None:
-                self.progress(start / masks.count)
+                self.progress(stop / masks.count)
         return torch.cat(found, 1)
 
     def unmasked(self, *, output: str = "probability") -> Tensor:
@@ -84,12 +90,35 @@ class BoundProbe:
     def _logits(self) -> Tensor:
         return self.logits(self.images)
 
-    def _masked_logits(self, chunk: Tensor, replacement: Tensor) -> Tensor:
+    def _filling(self, baseline: Baseline) -> Filling:
+        return make_filling(
+            baseline, self.images, black=lambda: self.model.intensity_range[0], random=self.random
+        )  # fmt: skip
+
+    def _filled(self, fill: Filling, chunk: Tensor) -> Tensor:
         """Logits `[B, k, classes]` under masks `[B, k, H, W]`."""
         if chunk.shape[0] != len(self.images) or chunk.shape[2:] != self.images.shape[2:]:
             raise InputError(f"Masks {list(chunk.shape)} do not fit images {list(self.images.shape)}.")
-        masked = torch.where(chunk[:, :, None], replacement[:, None], self.images[:, None])
-        return self.logits(masked.flatten(0, 1)).view(*chunk.shape[:2], -1)
+        return self.logits(fill(chunk).flatten(0, 1)).view(*chunk.shape[:2], -1)
+
+    def _dropped(self, chunk: Tensor) -> Tensor:
+        """Logits `[B, k, classes]` without the tokens of masks `[B, k, h, w]`; those that lose as many go together."""
+        if chunk.shape[0] != len(self.images) or chunk.dtype != torch.bool:
+            raise InputError(
+                f"baseline='drop' needs bool masks over the tokens of {len(self.images)} images, got {chunk.dtype} "
+                f"{list(chunk.shape)}."
+            )
+        flat = chunk.flatten(0, 1)
+        counts = flat.flatten(1).sum(1)
+
+        def forward(rows: Tensor) -> Tensor:
+            images = self.images[rows // chunk.shape[1]]
+            return logits_without_tokens(self._forward, images, flat[rows])
+
+        groups = [(counts == count).nonzero()[:, 0] for count in counts.unique()]
+        with torch.no_grad():
+            found = torch.cat([self.micro.run(forward, rows) for rows in groups])
+        return found[torch.cat(groups).argsort()].view(*chunk.shape[:2], -1)
 
     def _forward(self, images: Tensor) -> Tensor:
         return forward_pass(self.model, images, self.precision)
