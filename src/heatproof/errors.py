@@ -28,6 +28,10 @@ class UnsupportedOperationError(UnsupportedModelError):
     """The model runs a non-linear operation for which the relevance engine has no rule."""
 
 
+class RelevanceGapWarning(UserWarning):
+    """Relevance went through operations without a rule, as `strict=False` allows: their ordinary gradient was used."""
+
+
 def near_names(name: str, allowed: Iterable[str]) -> str:
     """The tail of an unknown-name message: the names most like `name`, then all of them.
 

@@ -1,5 +1,6 @@
 """LRP-αβ and z⁺ against their formula with clamped copies, contribution by contribution, in float64."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -73,6 +74,9 @@ LAYERS: dict[str, Callable[[], Function]] = {
     "matrix product": lambda: product_with((50, 4), lambda v, w: v.flatten(1) @ w),
     "addmm": lambda: product_with((51, 4), lambda v, w: torch.addmm(w[0], v.flatten(1), w[1:])),
     "einsum": lambda: product_with((4, 50), lambda v, w: torch.einsum("ni,ji->nj", v.flatten(1), w)),
+    "einsum of two constants": lambda: product_with(
+        (4, 51), lambda v, w: torch.einsum("ni,ji,j->nj", v.flatten(1), w[:, :50], w[:, 50])
+    ),
     "convolution": lambda: nn.Conv2d(2, 4, 3, padding=1).double(),
     "strided": lambda: nn.Conv2d(2, 4, 3, stride=2, padding=2, dilation=2).double(),
     "grouped": lambda: nn.Conv2d(2, 4, (3, 2), groups=2).double(),
@@ -96,11 +100,12 @@ LAYERS: dict[str, Callable[[], Function]] = {
 
 @pytest.mark.parametrize(("alpha", "beta"), RULES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_linear_operation_is_its_matrix(name: str, alpha: float, beta: float) -> None:
-    """Inputs, weights and biases of both signs; the top layer has both signs too, so that R does."""
+@pytest.mark.parametrize("least", [-math.inf, 0])
+def test_a_linear_operation_is_its_matrix(least: float, name: str, alpha: float, beta: float) -> None:
+    """Weights and biases of both signs, inputs of both or none below 0; the top layer has both signs too, so that R does."""
     function = LAYERS[name]()
     flatten = (lambda v: v.flatten(1)) if name.startswith("dense") else (lambda v: v)
-    x = torch.randn(3, 2, 5, 5, dtype=torch.float64)
+    x = torch.randn(3, 2, 5, 5, dtype=torch.float64).clamp(min=least)
     layer = lambda v: function(flatten(v)).flatten(1)  # noqa: E731
     weight, bias = as_matrix(layer, x)
     z = layer(x).detach()
@@ -155,15 +160,28 @@ def trained(norm: nn.Module) -> nn.Module:
     return norm.double().eval()
 
 
+class ProductOfWeights(nn.Module):
+    """A layer whose weights stand in two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("ni,ji,j->nj", x, self.weight, self.scale)
+
+
 @pytest.mark.parametrize(("alpha", "beta"), RULES)
-@pytest.mark.parametrize("kind", ["conv", "transposed", "dense"])
-def test_batch_norm_after_a_layer_is_part_of_it(kind: str, alpha: float, beta: float) -> None:
+@pytest.mark.parametrize("kind", ["conv", "transposed", "dense", "product of weights"])
+@pytest.mark.parametrize("least", [-math.inf, 0])
+def test_batch_norm_after_a_layer_is_part_of_it(least: float, kind: str, alpha: float, beta: float) -> None:
     layer, norm, x = {
         "conv": lambda: (nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), torch.randn(3, 2, 5, 5)),
         "transposed": lambda: (nn.ConvTranspose2d(2, 4, 3), nn.BatchNorm2d(4), torch.randn(3, 2, 5, 5)),
         "dense": lambda: (nn.Linear(6, 4), nn.BatchNorm1d(4), torch.randn(3, 6)),
+        "product of weights": lambda: (ProductOfWeights(), nn.BatchNorm1d(4), torch.randn(3, 6)),
     }[kind]()
-    layer, norm, x = layer.double(), trained(norm), x.double()
+    layer, norm, x = layer.double(), trained(norm), x.double().clamp(min=least)
     both = lambda v: norm(layer(v)).flatten(1)  # noqa: E731
     expected = alpha_beta(x.flatten(1), *as_matrix(both, x), one_at(2, both(x).detach()), alpha, beta)
     found = relevance_of(both, x, presets.lrp_alpha_beta(alpha, beta), 2)
@@ -208,6 +226,16 @@ def test_relative_epsilon_is_a_share_of_the_merged_layer() -> None:
         torch.testing.assert_close(found[n].flatten(), x[n].flatten() * weight[7] * z[n, 7] / stabilized)
 
 
+def test_a_sample_without_activity_receives_nothing() -> None:
+    """All its denominators are 0; the sample beside it is explained as ever."""
+    layer = nn.Linear(6, 3, bias=False).double()
+    x = torch.stack([torch.zeros(6), torch.rand(6)]).double()
+    for preset in (presets.lrp_epsilon(0.25, relative=True), presets.lrp_gamma(), presets.lrp_zplus(start="logit")):
+        found = relevance_of(layer, x, preset, 1)
+        assert (found[0] == 0).all()
+        torch.testing.assert_close(found[1:], relevance_of(layer, x[1:], preset, 1))
+
+
 def test_a_constant_factor_passes_relevance_as_it_is() -> None:
     """So an attention that scales its queries and one that scales its scores give the same maps."""
     layer, x = nn.Linear(6, 3).double(), torch.randn(3, 6, dtype=torch.float64)
@@ -242,8 +270,6 @@ def test_what_has_no_rule_is_refused() -> None:
     for preset in (presets.lrp_zplus(), presets.lrp_z(), presets.lrp_epsilon()):
         with pytest.raises(UnsupportedOperationError, match="statistics from the batch"):
             relevance_of(lambda v: batch(v).mean((2, 3)), x, preset, 0)
-        with pytest.raises(UnsupportedOperationError, match="instance_norm"):
-            relevance_of(lambda v: F.instance_norm(v).flatten(1), x, preset, 0)
     with pytest.raises(UnsupportedOperationError, match="'linear' .* bias that depends on the image"):
         relevance_of(lambda v: F.linear(v[0, 0], v[0, 1], v[0, 2, 0]), x, presets.lrp_zplus(), 0)
     with pytest.raises(UnsupportedOperationError, match="'exp'"):

@@ -7,11 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from heatproof.errors import UnsupportedModelError
+from heatproof.relevance import gaps
 from heatproof.relevance.capture import Capture
 from heatproof.relevance.mode import Preset, RelevanceMode
 from heatproof.relevance.routing import Way
+from heatproof.relevance.shares import operation_rule_name
+from heatproof.relevance.supported import check_supported
+from heatproof.tracing import apart
 
 Model = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Met:
+    """One kind of operation that a forward pass met: its name, the rule that it has, and how often it ran."""
+
+    operation: str
+    rule: str
+    count: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,18 @@ class ForwardPass:
         """Attention probabilities, token grid and feature maps that the pass showed."""
         return self.mode.capture
 
+    @property
+    def operations(self) -> list[Met]:
+        """The operations on what depends on the image, the most frequent first.
+
+        >>> from heatproof.relevance import presets
+        >>> passed = run(nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU()), torch.rand(1, 1, 2, 2), presets.lrp_z())
+        >>> [(met.operation, met.rule, met.count) for met in passed.operations]
+        [('flatten', 'ordinary gradient', 1), ('linear', 'split_evenly', 1), ('relu', 'ordinary gradient', 1)]
+        """
+        rules = self.mode.preset.rules
+        return [Met(name, operation_rule_name(rules.get(name)), count) for name, count in self.mode.ran.most_common()]
+
     def per_unit(self, score: Tensor, tensors: Sequence[Tensor], *, phase: Way = "relevance") -> list[Tensor]:
         """`c = R / x` of each tensor for the score `[B]` (or its gradient, in the gradient phase).
 
@@ -39,9 +64,7 @@ class ForwardPass:
         """
         found = self._way_back(score, tensors, phase)
         if any(c is None for c in found):
-            raise UnsupportedModelError(
-                "The target does not depend on what is to be explained: part of the model is detached or runs under no_grad."
-            )
+            raise _without_influence()
         return [c for c in found if c is not None]
 
     def relevance(self, score: Tensor) -> Tensor:
@@ -59,13 +82,23 @@ class ForwardPass:
     def _way_back(self, score: Tensor, tensors: Sequence[Tensor], phase: Way) -> Sequence[Tensor | None]:
         self.mode.phase.name = phase
         from_one = phase == "relevance" and self.mode.preset.start == "one"
-        with torch.inference_mode(False):
+        if score.grad_fn is None:
+            raise _without_influence()
+        with apart(), torch.inference_mode(False):
             start = torch.where(score == 0, 0.0, 1 / score.detach()) if from_one else torch.ones_like(score)
             found = torch.autograd.grad(score, list(tensors), start, retain_graph=True, allow_unused=True)
+        gaps.report(self.mode.met)
         undefined = score == 0
         if not from_one or not undefined.any():
             return found
         return [None if c is None else _undefined_at(undefined, c) for c in found]
+
+
+def _without_influence() -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "The target does not depend on what is to be explained: part of the model is detached, runs under no_grad, goes "
+        "through integers (argmax) or is constant. Take that out, or use a method that only runs the model: lime."
+    )
 
 
 def _undefined_at(rows: Tensor, c: Tensor) -> Tensor:
@@ -75,7 +108,14 @@ def _undefined_at(rows: Tensor, c: Tensor) -> Tensor:
 
 
 def run(
-    model: Model, images: Tensor, preset: Preset, *, both: bool = False, strict: bool = True, gradients: bool = True
+    model: Model,
+    images: Tensor,
+    preset: Preset,
+    *,
+    both: bool = False,
+    strict: bool = True,
+    gradients: bool = True,
+    engine: type[RelevanceMode] = RelevanceMode,
 ) -> ForwardPass:
     """Run `model` (images -> logits) once under the rules of `preset`.
 
@@ -86,6 +126,7 @@ def run(
         both: keep the ordinary gradient beside the relevance, for methods that combine them.
         strict: an operation without a rule is an error as soon as relevance reaches it.
         gradients: False runs the model without any way back, for what is only read off.
+        engine: the mode, or a kind of it that watches (see `audit`).
 
     Example:
         >>> from heatproof.relevance import presets
@@ -98,14 +139,13 @@ def run(
     module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
     if module is None:
         raise TypeError("run needs a torch module, or a callable with the module in its attribute 'module'")
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+    check_supported(module)
+    with apart(), torch.inference_mode(False), torch.set_grad_enabled(gradients):
         leaf = images.detach().clone().requires_grad_(gradients)
-        mode = RelevanceMode(module, preset, leaf, both=both, strict=strict)
+        mode = engine(module, preset, leaf, both=both, strict=strict)
         entrance = leaf * 1  # a leaf could not be written into by the model
-        if mode.trail is not None:
-            mode.trail.start(entrance)
-        with mode:
+        mode.begin(entrance)
+        with mode.keeper.for_gradients(), mode:
             logits = model(entrance)
-        if preset.last is not None:
-            mode.mark_last(logits)
+        mode.finish(logits)
     return ForwardPass(leaf, logits, mode)

@@ -17,8 +17,8 @@ from heatproof.tracing import Operation, live_tensors, map_tensors
 
 MOVES = frozenset(
     """
-    reshape reshape_as view view_as flatten unflatten ravel permute transpose t swapaxes swapdims movedim moveaxis squeeze
-    unsqueeze contiguous clone to type type_as float double half expand expand_as broadcast_to repeat tile cat concat
+    reshape reshape_as view view_as flatten unflatten ravel permute transpose t T mT swapaxes swapdims movedim moveaxis
+    squeeze unsqueeze contiguous clone to type type_as float double half expand expand_as broadcast_to repeat tile cat concat
     concatenate stack pad getitem select narrow unfold roll flip rot90 pixel_unshuffle
     """.split()
 )

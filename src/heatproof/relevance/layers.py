@@ -16,7 +16,7 @@ from heatproof.tracing import is_live, live_tensors, map_tensors
 if TYPE_CHECKING:
     from heatproof.relevance.mode import Call
 
-Weights = Callable[[Tensor], Tensor]  # what is made of the weights; of a product of weights, the product of that
+Weights = Callable[[Tensor], Tensor]  # what is made of the weights; see `Layer.whole`
 Product = Callable[[Sequence[Tensor], Weights], Tensor]
 
 
@@ -27,6 +27,9 @@ class Layer:
     `inputs` stand in the model's graph, `values` are what they held, `output` is z. `product(tensors, of_weights)` is `L`
     of any tensors in the inputs' place, made of `of_weights` of its weights (`torch.abs`: |L|); `transposed(s)` is `Lᵀ s`,
     one tensor for each input; `bias` broadcasts to z.
+
+    `of_weights` of a product of weights must be the product of that; only where the weights are `whole`, known as one
+    tensor, it may be `torch.relu`, too (L⁺). `by_rows` says that the rows of that tensor make the channels of z.
 
     For the choice of a rule: `kind` is the operation's name; `path` is that of its module, where the preset asks; `view` is
     set where the input is the image and the preset has a rule of its own for that; `last` where no other weighted layer
@@ -39,6 +42,8 @@ class Layer:
     product: Product
     transposed: Callable[[Tensor], list[Tensor]]
     bias: Tensor | None = None
+    whole: bool = True
+    by_rows: bool = False
     kind: str = ""
     path: str = ""
     view: ImageView | None = None
@@ -53,17 +58,28 @@ class Layer:
     def weighing(
         self, of_weights: Weights, tensors: Sequence[Tensor]
     ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-        """L made of `of_weights` of its weights: of tensors in the inputs' place, and as `s -> Lᵀ s`."""
+        """L made of `of_weights` of its weights: of tensors in the inputs' place, and as `s -> Lᵀ s`, to be called once.
+
+        The first is the caller's own, to be written into.
+        """
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         with torch.enable_grad():
             product = self.product(leaves, of_weights)
         return product.detach(), lambda s: list(torch.autograd.grad(product, leaves, s))
 
     def scaled(self, scale: Tensor, shift: Tensor) -> "Layer":
-        """The layer followed by `scale · z + shift`, as one layer."""
+        """The layer followed by `scale · z + shift` with one number a channel, as one layer."""
+
+        def product(tensors: Sequence[Tensor], of_weights: Weights) -> Tensor:
+            if of_weights is torch.relu:
+                return self.product(tensors, lambda w: torch.relu(w * scale.view(-1, *[1] * (w.ndim - 1))))
+            return self.product(tensors, of_weights) * of_weights(scale)
+
         return replace(
             self,
-            product=lambda tensors, of_weights: self.product(tensors, of_weights) * of_weights(scale),
+            whole=self.whole and self.by_rows,
+            by_rows=False,
+            product=product,
             transposed=lambda s: self.transposed(s * scale),
             bias=shift if self.bias is None else shift + scale * self.bias,
         )
@@ -88,16 +104,28 @@ def weighted(call: "Call") -> Layer | None:
         bias = bias.view(-1, *[1] * (live[0].ndim - 2))
 
     def product(tensors: Sequence[Tensor], of_weights: Weights) -> Tensor:
-        replaced = map_tensors(lambda t: tensors[0] if is_live(t) else of_weights(t), args)
-        return function(*replaced, **kwargs)  # type: ignore[no-any-return]
+        replaced = map_tensors(lambda t: tensors[0] if is_live(t) else of_weights(t), (args, kwargs))
+        return function(*replaced[0], **replaced[1])  # type: ignore[no-any-return]
 
-    return _layer(call, product, bias)
+    layer = _layer(call, product, bias)
+    axes = [t.ndim for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and not is_live(t)]
+    layer.whole = len(axes) == 1
+    layer.by_rows = (name == "linear" and live[0].ndim == 2) or (name == "conv" and [live[0].ndim] == axes)
+    return layer
 
 
 def summing(call: "Call") -> Layer:
     """An operation that adds up its input with weights that are not negative: sums, means, average pooling."""
     run = _with_others(call)
     return _layer(call, lambda tensors, _: run(tensors))
+
+
+def accumulating(call: "Call") -> Layer:
+    """An operation that adds some numbers to others; those that do not depend on the image are a bias."""
+    run, live = _with_others(call), list(live_tensors((call.args, call.kwargs)))
+    with torch.no_grad():
+        bias = run([torch.zeros_like(tensor) for tensor in live])
+    return _layer(call, lambda tensors, _: run(tensors) - bias, bias)
 
 
 def additive(call: "Call") -> Layer:
@@ -144,7 +172,7 @@ def _layer(call: "Call", product: Product, bias: Tensor | None = None) -> Layer:
         return list(torch.autograd.grad(output, leaves, s, retain_graph=True))
 
     values, kind = [call.keep(tensor) for tensor in inputs], call.operation.name
-    return Layer(inputs, values, output.detach(), product, transposed, bias, kind)
+    return Layer(inputs, values, output.detach(), product, transposed, bias, kind=kind)
 
 
 def _with_others(call: "Call") -> Callable[[Sequence[Tensor]], Tensor]:

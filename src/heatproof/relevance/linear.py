@@ -4,6 +4,7 @@ Each is a small object: called with a layer, c at its output and z, it returns `
 of first layers return the relevance of the input itself, as theirs is no multiple of x.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from heatproof.checks import check_number
+from heatproof.errors import InputError
 from heatproof.relevance.layers import Layer
 
 VANISHING = 1e-5  # a denominator below this share of its terms' sizes is rounding noise
@@ -56,10 +59,14 @@ class Epsilon:
     epsilon: float = 1e-6
     relative: bool = False
 
+    def __post_init__(self) -> None:
+        check_number("epsilon", self.epsilon)
+
     def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
-        size = z.abs().flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) if self.relative else 1.0
-        stabilizer = self.epsilon * size
-        return layer.transposed(c * safe_divide(z, z + torch.where(z < 0, -stabilizer, stabilizer)))
+        size = z.abs()
+        mean = size.flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) if self.relative else 1.0
+        stabilized = (size + self.epsilon * mean).clamp_(min=torch.finfo(z.dtype).tiny)  # a sample's z can all be 0
+        return layer.transposed(size.div_(stabilized).mul_(c))
 
 
 @dataclass(frozen=True)
@@ -71,25 +78,47 @@ class AlphaBeta:
     passes nothing on.
 
     The parts need no clamped copies of x and W: since `(x w)^± = (x w ± |x||w|) / 2`, P and N are
-    `(z ± (|x||W|ᵀ + |b|)) / 2`.
+    `(z ± (|x||W|ᵀ + |b|)) / 2`. Where no x is negative, W⁺ gives P, and N is the rest of z.
     """
 
     alpha: float = 2.0
     beta: float = 1.0
     bias: bool = True
 
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, low=1.0)
+        check_number("beta", self.beta)
+        if not math.isclose(self.alpha - self.beta, 1, abs_tol=1e-6):
+            raise InputError(
+                f"alpha - beta must be 1, got alpha={self.alpha}, beta={self.beta}: choose alpha=2, beta=1, or alpha=1, "
+                "beta=0. Where a text writes alpha + beta = 1, its beta is negative: drop the sign."
+            )
+
     def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
-        size, pull = layer.weighing(torch.abs, [x.abs() for x in layer.values])
-        shift = torch.zeros_like(z) if layer.bias is None else layer.bias
-        noise = VANISHING * (size + z.abs() + shift.abs())
-        total, size = (z, size + shift.abs()) if self.bias else (z - shift, size)
-        positive, negative = (total + size) / 2, (total - size) / 2
-        s_positive, s_negative = (
-            torch.where(part.abs() > noise, share * z * c / part, 0.0)
-            for part, share in ((positive, self.alpha), (negative, self.beta))
-        )
-        both = zip(layer.values, layer.transposed(s_positive - s_negative), pull(s_positive + s_negative), strict=True)
-        return [(direct + x.sign() * absolute) / 2 for x, direct, absolute in both]
+        one_sign = layer.whole and all(_no_negative(x) for x in layer.values)
+        part_of, values = (torch.relu, layer.values) if one_sign else (torch.abs, [x.abs() for x in layer.values])
+        taken, left_out = (layer.bias, None) if self.bias else (None, layer.bias)
+        total = z if left_out is None else z - left_out
+        terms, pull = layer.weighing(part_of, values)  # P, or P + |N|
+        if taken is not None:
+            terms += part_of(taken)
+        noise = total.abs() if left_out is None else total.abs() + left_out.abs()
+        noise *= 2 * VANISHING if one_sign else 4 * VANISHING  # of P and |N|, or of twice them
+        negative = terms - total if self.beta else None
+        s_positive = _quotient(z * c, terms if one_sign else terms.add_(total), noise)
+        if negative is None:
+            difference, rest = s_positive, None if one_sign else s_positive
+        else:
+            s_positive *= self.alpha
+            s_negative = _quotient(z * c, negative, noise).mul_(self.beta)
+            difference, rest = s_positive - s_negative, s_negative if one_sign else s_positive + s_negative
+        pulled = pull(difference)
+        if rest is None:
+            return pulled
+        direct = layer.transposed(rest)
+        if one_sign:
+            return [d + p for d, p in zip(direct, pulled, strict=True)]
+        return [x.sign().mul_(p).add_(d) for x, d, p in zip(layer.values, direct, pulled, strict=True)]
 
 
 def z_plus(*, bias: bool = True) -> AlphaBeta:
@@ -107,15 +136,18 @@ class Gamma:
 
     gamma: float = 0.25
 
+    def __post_init__(self) -> None:
+        check_number("gamma", self.gamma)
+
     def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
-        size, pull = layer.weighing(torch.abs, [x.abs() for x in layer.values])
+        terms, pull = layer.weighing(torch.abs, [x.abs() for x in layer.values])
         if layer.bias is not None:
-            size = size + layer.bias.abs()
-        total = z + self.gamma / 2 * (z + z.sign() * size)
-        s = torch.where(total.abs() > VANISHING * (size + z.abs()), z * c / total, 0.0)
-        both = zip(layer.values, layer.transposed(s), pull(z.sign() * s), strict=True)
-        half = self.gamma / 2
-        return [(1 + half) * direct + half * x.sign() * absolute for x, direct, absolute in both]
+            terms += layer.bias.abs()
+        half, size = self.gamma / 2, z.abs()
+        denominator = terms.mul_(half).add_(size, alpha=1 + half).clamp_(min=torch.finfo(z.dtype).tiny)
+        s = size.div_(denominator).mul_(c)
+        both = zip(layer.values, layer.transposed(s), pull(z.sign().mul_(s)), strict=True)
+        return [x.sign().mul_(p).mul_(half).add_(d, alpha=1 + half) for x, d, p in both]
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +206,15 @@ def _as_they_are(weights: Tensor) -> Tensor:
     return weights
 
 
+def _no_negative(x: Tensor) -> bool:
+    return x.numel() > 0 and bool(x.amin() >= 0)
+
+
+def _quotient(numerator: Tensor, size: Tensor, noise: Tensor) -> Tensor:
+    """The quotient, 0 where the denominator's `size` is no larger than `noise`; written into `size`."""
+    return torch.div(numerator, size.masked_fill_(size <= noise, torch.inf), out=size)
+
+
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """The quotient, 0 where the denominator is 0."""
-    return torch.where(denominator == 0, 0.0, numerator / denominator)
+    return torch.div(numerator, denominator).masked_fill_(denominator == 0, 0.0)

@@ -4,8 +4,8 @@ What flows back is `c = R / x`, relevance per unit of activation, so every linea
 gradient, and the relevance of any tensor is `x * c`.
 """
 
-import weakref
-from collections import defaultdict
+import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -13,18 +13,26 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from heatproof.errors import InputError
-from heatproof.relevance import routing
+from heatproof.errors import InputError, UnsupportedModelError, near_names
+from heatproof.relevance import gaps, routing
 from heatproof.relevance.capture import Capture
 from heatproof.relevance.first_layer import ImageTrail, ImageView
+from heatproof.relevance.keeping import Keeper
 from heatproof.relevance.layers import Layer
 from heatproof.relevance.linear import AnyRule, FirstRule, LinearRule
-from heatproof.relevance.linearity import nonlinear_nodes
-from heatproof.tracing import Operation, Tracer, live_tensors, map_tensors
+from heatproof.relevance.linearity import LINEAR_NODES, MOVING_NODES, nonlinear_nodes, reaches
+from heatproof.relevance.marks import Marks
+from heatproof.relevance.supported import RECOMPUTES
+from heatproof.tracing import Operation, Tracer, is_live, live_tensors, map_tensors
 
 Start = Literal["logit", "one"]
+KINDS = ("dense", "conv", "sums", "norm", "first", "last")  # of layers, for which a composite has rules
+
+_DIFFERENTIATE = ("backward", "grad")
+_LEAVE_TORCH = ("numpy", "array")
 
 
 @dataclass
@@ -114,57 +122,128 @@ class RelevanceMode(Tracer):
         self.preset, self.both, self.strict = preset, both, strict
         self.phase = routing.Phase()
         self.capture = Capture(images.shape)
-        self.gaps: list[str] = []
+        self.ran: Counter[str] = Counter()  # operations on what depends on the image
+        self.gaps: list[str] = []  # operations without a rule that ran
+        self._seen: set[Any] = set()  # autograd nodes of the operations so far
+        self.met: dict[str, bool] = {}  # those that relevance went back through, and whether that was reported
         follows_image = preset.first is not None or preset.first_rules
         self.trail = ImageTrail(images, preset.limits()) if follows_image else None
         self._layers = WeakTensorKeyDictionary()
-        self._gates: list[Tensor] = []
-        self._kept: defaultdict[int, list[weakref.ref[Tensor]]] = defaultdict(list)
+        self._weighted_paths: set[str] = set()
+        self.marks = Marks()
+        self.keeper = Keeper()
 
     def operation(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation under its rule, in the model's stead."""
         live = list(live_tensors((args, kwargs)))
+        self._check_followable(operation.name, live)
+        if any(tensor.grad_fn not in self._seen for tensor in live):
+            followed = map_tensors(self._look_behind, (args, kwargs))
+            live = list(live_tensors(followed))
+            args, kwargs = followed if live else (args, kwargs)  # a graph that is not of the image goes on as it is
         read = [layer for tensor in live if (layer := self.made_by(tensor)) is not None]
+        if live:
+            self.ran[operation.name] += 1
+        inplace = operation.inplace or operation.name == "setitem"
         if not live:
+            if inplace:  # perhaps into what a live tensor shows, too
+                self._before_write(args[0])
             result = operation.function(*args, **kwargs)
         elif operation.name == "setitem":
-            result = self._set_item(operation, args)
+            self._before_write(args[0])
+            result = operation.function(*args)
         else:
             args, kwargs, inplace = operation.split_flag(args, kwargs)
             note_view = self.trail.follow(operation, args, kwargs) if self.trail is not None else None
             result = self._value(Call(operation, args, kwargs, self))
+            self.marks.follow(operation.name, args, live, result)
             if inplace:
                 result = self._write(args[0], result)
             if note_view is not None:
                 note_view(result)
-        if next(live_tensors(result), None) is not None:  # a question about its shape is no use
+        made = [tensor.grad_fn for tensor in live_tensors(result)] if live else []
+        if inplace:  # into a view: what it is a view of has a new past, too
+            made += [tensor.grad_fn for tensor in live_tensors([args[0], args[0]._base])]
+        if made:  # a question about its shape is no use
+            self._seen.update(made)
+        same = any(result is tensor for tensor in live) and not operation.name.endswith("_")  # which is another shape
+        if made and not same:  # handing it through is no use either
             for layer in read:
                 layer.uses += 1
-        self.capture.see(operation.name, args, result)
+        self.capture.see(operation.name, args, kwargs, result)
         return result
 
     def _value(self, call: Call) -> Any:
         rule = self.preset.rules.get(call.operation.name)
-        if rule is not None:
+        if rule is not None and torch.is_grad_enabled():  # else nothing goes back
             return rule(call)
         before = {tensor.grad_fn for tensor in live_tensors((call.args, call.kwargs))}
         result = call.run()
-        unknown = nonlinear_nodes(live_tensors(result), before) if self.preset.rules else []
+        sums_have_a_rule = "sum" in self.preset.rules  # a sum that hides in another operation would be left out
+        allowed = MOVING_NODES if sums_have_a_rule else LINEAR_NODES
+        unknown = nonlinear_nodes(live_tensors(result), before, allowed) if self.preset.rules else []
         if not unknown:
             return result
-        return self.refuse(call, result, f"runs {', '.join(sorted(set(unknown)))}, which is not linear in the image,")
+        what = "does more than move values" if sums_have_a_rule else "is not linear in the image"
+        return self.refuse(call, result, f"runs {', '.join(sorted(set(unknown)))}, which {what},")
 
     def refuse(self, call: Call, result: Any, why: str) -> Any:
-        """`result`, with an error for relevance that would go back through it (a note in `gaps` when not strict)."""
-        message = (
-            f"The operation {call.operation.name!r} in module {self.module_path()} {why} and the preset "
-            f"{self.preset.name!r} has no rule for it. Use another method, or pass strict=False to send its ordinary "
-            "gradient back, at the price of conservation."
-        )
-        self.gaps.append(message)
-        if not self.strict:
-            return result
-        return map_tensors(lambda t: routing.refuse(t, message, self.phase) if t.requires_grad else t, result)
+        """`result`, with an error for relevance that would go back through it (a note in `met` when not strict)."""
+        met = self._note_gap(f"The operation {call.operation.name!r} in module {self.module_path()} {why}")
+        return map_tensors(lambda t: routing.watch(t, met, self.phase) if t.requires_grad else t, result)
+
+    def _check_followable(self, name: str, live: Sequence[Tensor]) -> None:
+        if not self.keeper.is_asked():
+            raise UnsupportedModelError(RECOMPUTES)
+        if peek_interpreter_stack() is not None or name in _DIFFERENTIATE or (live and name in _LEAVE_TORCH):
+            within = "differentiates, compiles or uses torch.func within its forward pass"
+            raise UnsupportedModelError(
+                f"The model {'leaves torch' if name in _LEAVE_TORCH else within} ({name!r} in module {self.module_path()}), "
+                "where nothing can be followed. Write that part in torch operations, or use a method that only runs the "
+                "model: lime."
+            )
+
+    def _look_behind(self, tensor: Tensor) -> Tensor:
+        """`tensor`, noting what lies between it and the operations seen: functions that torch does not dispatch.
+
+        It is a constant where it does not come from the image.
+        """
+        if not is_live(tensor) or tensor.grad_fn in self._seen:
+            return tensor
+        if not reaches(tensor, self._seen):
+            return tensor.detach()
+        hidden = sorted(set(nonlinear_nodes([tensor], self._seen)))
+        self._seen.add(tensor.grad_fn)
+        if "CheckpointFunctionBackward" in hidden:
+            raise UnsupportedModelError(RECOMPUTES)
+        if hidden and self.preset.rules:
+            met = self._note_gap(
+                f"The model ran {', '.join(hidden[:5])} out of sight, before module {self.module_path()} went on (a custom "
+                "autograd.Function, a compiled or scripted function),"
+            )
+            phase = self.phase
+            tensor.register_hook(lambda _: met() if phase.name == "relevance" else None)
+        return tensor
+
+    def begin(self, entrance: Tensor) -> None:
+        """Before the forward pass, which gets `entrance`, the image."""
+        self._seen.add(entrance.grad_fn)
+        if self.trail is not None:
+            self.trail.start(entrance)
+
+    def finish(self, logits: Tensor) -> None:
+        """After the forward pass, which gave `logits`."""
+        self._look_behind(logits)
+        self._seen.clear()
+        self.check_patterns()
+        if self.preset.last is not None:
+            self.mark_last(logits)
+
+    def _note_gap(self, what: str) -> Callable[[], None]:
+        """What is to be called when relevance meets the gap."""
+        gap = f"{what} and the preset {self.preset.name!r} has no rule for it."
+        self.gaps.append(gap)
+        return functools.partial(gaps.meet, gap, self.strict, self.met)  # without the mode, which owns the graph
 
     def through(self, layer: Layer, back: LinearRule, *more: Tensor) -> Tensor:
         """The value of a linear layer; relevance goes back by `back` to its targets and to `more`."""
@@ -186,8 +265,18 @@ class RelevanceMode(Tracer):
     def remember(self, value: Tensor, layer: Layer) -> Tensor:
         """`value`, known from now on as made by the weighted `layer`."""
         self._layers[value] = layer
+        self._weighted_paths.add(layer.path)
         value.grad_fn.layer = layer  # type: ignore[union-attr]
         return value
+
+    def check_patterns(self) -> None:
+        """Raise `InputError` where a pattern of the preset names no module that ran a weighted layer."""
+        for pattern in self.preset.modules:
+            if not any(fnmatchcase(path, pattern) for path in self._weighted_paths):
+                raise InputError(
+                    f"The preset {self.preset.name!r} has a rule for {pattern!r}, which is no kind of layer and matches no "
+                    f"module with a dense layer or convolution. {near_names(pattern, {*KINDS, *self._weighted_paths})}"
+                )
 
     def merged(self, value: Tensor, layer: Layer) -> Tensor:
         """`value`, made by a norm that can be seen as part of `layer`, which is the norm's input with the norm applied."""
@@ -217,33 +306,20 @@ class RelevanceMode(Tracer):
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The tensor's present value for the way back, safe from later writes in place."""
-        alias = tensor.detach()
-        self._kept[alias.untyped_storage().data_ptr()].append(weakref.ref(alias))
-        return alias
+        return self.keeper.keep(tensor)
 
-    def _save_kept(self, target: Tensor) -> None:
-        """Before a write into `target`: give what was kept of its storage a storage of its own."""
-        for reference in self._kept.pop(target.untyped_storage().data_ptr(), []):
-            alias = reference()
-            if alias is not None:
-                alias.data = alias.data.clone()
+    def _before_write(self, target: Tensor) -> None:
+        """Nothing that is known of `target`'s values will be true any more."""
+        self.keeper.before_write(target)
+        self.marks.set(target, None)
+        self._layers.pop(target, None)
 
     def _write(self, target: Tensor, value: Tensor) -> Tensor:
-        self._save_kept(target)
-        return target.copy_(value)
-
-    def _set_item(self, operation: Operation, args: tuple[Any, ...]) -> Any:
-        self._save_kept(args[0])
-        return operation.function(*args)
-
-    def mark_gate(self, gate: Tensor) -> None:
-        """Remember `gate` (kept, so that its storage stays its own) as a factor between 0 and 1."""
-        self._gates.append(gate.detach())
-
-    def is_gate(self, tensor: Tensor) -> bool:
-        """Whether `tensor` is a marked gate or a view of one."""
-        place = tensor.untyped_storage().data_ptr()
-        return any(gate.untyped_storage().data_ptr() == place for gate in self._gates)
+        mark = self.marks.of(value)
+        self._before_write(target)
+        routing.write(target, value)
+        self.marks.set(target, mark)
+        return target
 
 
 def unsupported(call: Call) -> Any:

@@ -5,30 +5,45 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from heatproof.relevance import layers, rules
-from heatproof.relevance.linear import AlphaBeta, AnyRule, Epsilon, Gamma, LinearRule, ZBox, Zero, z_plus
+from heatproof.errors import InputError
+from heatproof.relevance import elementwise, layers, norms, rules
+from heatproof.relevance.linear import AlphaBeta, AnyRule, Epsilon, FirstRule, Gamma, LinearRule, ZBox, Zero, z_plus
 from heatproof.relevance.mode import Preset, Rule, Start, unsupported
 
 _PLAIN = Epsilon(1e-6)
 
-_CONSTANTS = ("rsqrt", "sqrt", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "std", "var")
+_CONSTANTS = (
+    "rsqrt", "sqrt", "reciprocal", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "std", "var",
+    "sign", "sgn", "floor", "ceil", "round", "trunc", "floor_divide", "floordiv",
+)  # fmt: skip
+_NORMS = {"layer_norm": norms.layer_norm, "group_norm": norms.group_norm, "rms_norm": norms.rms_norm}
 
 _CONVOLUTIONS = ("conv", "conv_transpose")
-_PRODUCTS = ("matmul", "einsum")
+_PRODUCTS = ("matmul", "einsum", "tensordot", "inner")
 _WEIGHTED = (*_CONVOLUTIONS, *_PRODUCTS, "linear", "addmm")
-_SUMMING = ("sum", "mean", *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)))
+_SUMMING = (
+    "sum", "mean", "sum_to_size", "trace", "cumsum", "fold",
+    *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)),
+)  # fmt: skip
+_RESAMPLING = ("interpolate", "grid_sample")
+_ACCUMULATING = ("index_add", "scatter_add", "index_put")
 
 _COMMON: dict[str, Rule] = {
     **dict.fromkeys(rules.ACTIVATIONS_AT_ZERO, rules.divide_by_input),
     **dict.fromkeys(_CONSTANTS, rules.constant),
     **dict.fromkeys(("sigmoid", "hardsigmoid"), rules.gate),
+    **dict.fromkeys(("tanh", "erf"), rules.odd_sigmoid),
+    **dict.fromkeys(("pow", "square"), elementwise.power),
+    **dict.fromkeys(("clamp", "hardtanh", "relu6"), elementwise.clamp),
+    **dict.fromkeys(_RESAMPLING, rules.resampling(None)),
     **dict.fromkeys(_WEIGHTED, rules.split_evenly),
     "mul": rules.product,
     "div": rules.divisor_is_constant,
     "softmax": rules.gradient,
-    "layer_norm": rules.layer_norm,
+    "glu": elementwise.glu,
+    **_NORMS,
     "batch_norm": rules.fixed_batch_norm,
-    "instance_norm": unsupported,
+    "instance_norm": rules.instance_norm(rules.fixed_batch_norm),
 }
 
 NOTHING = Preset("gradient")
@@ -54,14 +69,14 @@ def lrp_gamma(gamma: float = 0.25, start: Start = "logit") -> Preset:
     return _everywhere("lrp_gamma", Gamma(gamma), start)
 
 
-def lrp_alpha_beta(alpha: float = 2.0, beta: float = 1.0, start: Start = "one") -> Preset:
+def lrp_alpha_beta(alpha: float = 2.0, beta: float = 1.0, start: Start = "one", *, bias: bool = True) -> Preset:
     """LRP-αβ [bach2015pixelwise]: positive contributions share α R, negative ones −β R, with α − β = 1."""
-    return _everywhere("lrp_alpha_beta", AlphaBeta(alpha, beta), start)
+    return _everywhere("lrp_alpha_beta", AlphaBeta(alpha, beta, bias), start)
 
 
-def lrp_zplus(start: Start = "one") -> Preset:
+def lrp_zplus(start: Start = "one", *, bias: bool = True) -> Preset:
     """LRP-z⁺ [montavon2017explaining]: LRP-αβ with α = 1, β = 0."""
-    return _everywhere("lrp_zplus", z_plus(), start)
+    return _everywhere("lrp_zplus", z_plus(bias=bias), start)
 
 
 def excitation_backprop(start: Start = "one") -> Preset:
@@ -125,11 +140,14 @@ def composite(
         norm: of batch norms that follow no weighted layer; by default that of convolutions. One that follows a layer is
             merged into it.
         first: of the layers that see the image itself, `ZBox(low, high)`, `WSquare()`, `Flat()` or any other.
-        last: of the layers that no other weighted layer follows.
+        last: of the layers that no other weighted layer follows, unless they see the image.
         modules: of the weighted layers whose module's path matches a pattern, such as `"blocks.*.mlp.*"`; the first match
             wins, over `first` and `last` too.
         operations: of other operations by their name, in place of the usual ones.
         start: relevance at the target, its `logit` or `one`.
+
+    Raises:
+        InputError: a rule of first layers stands where other layers are meant.
 
     Example:
         >>> import torch
@@ -141,21 +159,31 @@ def composite(
         >>> torch.allclose(passed.relevance(passed.logits[:, 0]).sum(), passed.logits[0, 0])
         True
     """
+    for place, rule in {"dense": dense, "conv": conv, "sums": sums, "norm": norm, "last": last}.items():
+        if isinstance(rule, FirstRule):
+            raise InputError(
+                f"{type(rule).__name__} is a rule of first layers, which see the image itself, and cannot be that of "
+                f"{place!r}: give it as first=..., or in modules=... to a first layer."
+            )
     convolution = rules.weighted(conv)
+    batch_norm = rules.batch_norm(lambda layer: conv if layer.kind in _CONVOLUTIONS else dense, norm or conv)
     own: dict[str, Rule] = {
         **dict.fromkeys(_WEIGHTED, rules.weighted(dense)),
         **dict.fromkeys(_CONVOLUTIONS, convolution),
-        "batch_norm": rules.batch_norm(lambda layer: conv if layer.kind in _CONVOLUTIONS else dense, norm or conv),
+        "batch_norm": batch_norm,
+        "instance_norm": rules.instance_norm(batch_norm),
     }
     if sums is not None:
         own |= dict.fromkeys(_SUMMING, rules.in_full(layers.summing, sums))
+        own |= dict.fromkeys(_ACCUMULATING, rules.accumulating(sums))
+        own |= dict.fromkeys(_RESAMPLING, rules.resampling(sums))
         own |= dict.fromkeys(("add", "sub"), rules.in_full(layers.additive, sums))
     return Preset(name, {**_COMMON, **own, **(operations or {})}, start, first, last, dict(modules or {}))
 
 
 def transformer_attention(start: Start = "one") -> Preset:
     """The rules of Chefer, Gur and Wolf above the first attention [chefer2021transformer]."""
-    passed_on = (*rules.ACTIVATIONS_AT_ZERO, "relu", "layer_norm", "softmax")
+    passed_on = (*rules.ACTIVATIONS_AT_ZERO, "relu", "relu6", "hardtanh", *_NORMS, "softmax")
     own = {
         **dict.fromkeys(passed_on, rules.unchanged),
         "linear": rules.weighted(z_plus(bias=False)),
@@ -164,6 +192,17 @@ def transformer_attention(start: Start = "one") -> Preset:
         "add": rules.residual_by_ratio,
     }
     return Preset("transformer_lrp", {**_COMMON, **own}, start)
+
+
+def chefer(low: Tensor, high: Tensor, start: Start = "one") -> Preset:
+    """Chefer, Gur and Wolf's full propagation to the pixels [chefer2021transformer].
+
+    The patch convolution has the z-box rule for images between `low` and `high`, broadcast to `[B, C, H, W]`; the authors
+    take each image's own least and largest value.
+    """
+    above = transformer_attention(start)
+    convolutions = dict.fromkeys(_CONVOLUTIONS, above.rules["linear"])
+    return replace(above, name="chefer", rules={**above.rules, **convolutions}, first=ZBox(low, high))
 
 
 def _everywhere(name: str, rule: LinearRule, start: Start, first: AnyRule | None = None) -> Preset:

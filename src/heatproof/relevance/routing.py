@@ -11,8 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from heatproof.errors import UnsupportedOperationError
-
 Way = Literal["relevance", "gradient"]
 Back = Callable[[Tensor], Sequence[Tensor | None]]
 
@@ -59,20 +57,45 @@ class _Route(torch.autograd.Function):
         return (None, None, None, None, *rule(c))
 
 
-class _Refuse(torch.autograd.Function):
-    """The identity, through which no relevance may pass."""
+class _Watched(torch.autograd.Function):
+    """The identity; `meet` is told of relevance that comes back."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, message: str, phase: Phase) -> Tensor:
-        ctx.message, ctx.phase = message, phase
+    def forward(ctx: Any, tensor: Tensor, meet: Callable[[], None], phase: Phase) -> Tensor:
+        ctx.meet, ctx.phase = meet, phase
         ctx.set_materialize_grads(False)
         return tensor.detach()
 
     @staticmethod
     def backward(ctx: Any, c: Tensor | None) -> Any:
-        if c is not None and ctx.phase.name == "relevance":
-            raise UnsupportedOperationError(ctx.message)
+        if c is not None and ctx.phase.name == "relevance" and (c != 0).any():
+            ctx.meet()
         return c, None, None
+
+
+class _Write(torch.autograd.Function):
+    """`value` written into `target`, whose past counts no more: torch's own `copy_` would send zeros back there.
+
+    Zeros go back to a view: for None, torch drops what goes to the rest of its base, too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, value: Tensor) -> Tensor:
+        ctx.dtype, ctx.into_view = value.dtype, target._base is not None
+        ctx.mark_dirty(target)
+        ctx.set_materialize_grads(False)
+        return target.copy_(value)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor | None) -> Any:
+        if c is None:
+            return None, None
+        return torch.zeros_like(c) if ctx.into_view else None, c.to(ctx.dtype)
+
+
+def write(target: Tensor, value: Tensor) -> Tensor:
+    """`target`, with `value` written into it."""
+    return _Write.apply(target, value)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def scale(tensor: Tensor, factor: Tensor | float, phase: Phase) -> Tensor:
@@ -90,6 +113,6 @@ def route(
     return _Route.apply(value, backward, phase, gradient, *inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def refuse(tensor: Tensor, message: str, phase: Phase) -> Tensor:
-    """`tensor`, with an `UnsupportedOperationError` for any relevance that would go back through it."""
-    return _Refuse.apply(tensor, message, phase)  # type: ignore[no-any-return, no-untyped-call]
+def watch(tensor: Tensor, meet: Callable[[], None], phase: Phase) -> Tensor:
+    """`tensor`; `meet` is called when relevance comes back to it, and may raise."""
+    return _Watched.apply(tensor, meet, phase)  # type: ignore[no-any-return, no-untyped-call]

@@ -4,16 +4,18 @@ A rule gets the operation that is about to run and returns its value, made so th
 rule says. Every value is the model's own.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from heatproof.errors import UnsupportedOperationError
-from heatproof.relevance import layers
+from heatproof.relevance import layers, norms
 from heatproof.relevance.layers import Layer
-from heatproof.relevance.linear import FirstRule, LinearRule, safe_divide
+from heatproof.relevance.linear import AnyRule, FirstRule, LinearRule, safe_divide
 from heatproof.relevance.mode import Call, Preset, Rule
 from heatproof.tracing import is_live, live_tensors, map_tensors
 
@@ -27,12 +29,12 @@ ACTIVATIONS_AT_ZERO = {
     "elu": 1.0,
     "celu": 1.0,
     "selu": 1.0507009873554805,
-    "relu6": 0.0,
-    "hardtanh": 1.0,
     "softsign": 1.0,
     "tanhshrink": 0.0,
     "hardshrink": 0.0,
     "softshrink": 0.0,
+    "erf": 1.1283791670955126,
+    **dict.fromkeys(("sin", "tan", "asin", "atan", "sinh", "asinh", "atanh", "expm1", "log1p"), 1.0),
 }
 
 
@@ -45,7 +47,7 @@ def divide_by_input(call: Call) -> Tensor:
     """An activation with f(0) = 0 keeps its relevance: `c_x = c · f(x) / x`."""
     x = call.keep(call.args[0])
     at_zero = ACTIVATIONS_AT_ZERO[call.operation.name]
-    return call.route([call.args[0]], lambda c, value: [c * torch.where(x == 0, at_zero, value / x)])
+    return call.route([call.args[0]], lambda c, value: [(value / x).masked_fill_(x == 0, at_zero).mul_(c)])
 
 
 def weighted(rule: LinearRule) -> Rule:
@@ -55,15 +57,23 @@ def weighted(rule: LinearRule) -> Rule:
     """
 
     def apply(call: Call) -> Any:
+        if call.operation.name == "einsum" and _only_moves(call.args[0]):
+            return call.run()
         layer = layers.weighted(call)
         if layer is None:
             return split_evenly(call)
         mode = call.mode
         layer.view = mode.view_of(layer.inputs[0])
         layer.path = mode.module_path() if mode.preset.modules else ""
-        return mode.remember(mode.through(layer, _by_place(rule, mode.preset)), layer)
+        return mode.remember(mode.through(layer, ByPlace(rule, mode.preset)), layer)
 
     return apply
+
+
+def _only_moves(equation: Any) -> bool:
+    """Whether an `einsum` of one operand keeps each of its axes."""
+    given, arrow, result = equation.partition("->") if isinstance(equation, str) else ("", "", "")
+    return bool(arrow) and "," not in given and set(given) <= set(result)
 
 
 def dense_or_product(rule: LinearRule) -> Rule:
@@ -73,6 +83,35 @@ def dense_or_product(rule: LinearRule) -> Rule:
     def apply(call: Call) -> Any:
         constants = [t for t in call.args if isinstance(t, Tensor) and not is_live(t)]
         return dense(call) if all(t.ndim <= 2 for t in constants) else split_evenly(call)
+
+    return apply
+
+
+def resampling(rule: LinearRule | None) -> Rule:
+    """Interpolation and sampling at given places are sums with weights that are not negative, except bicubic ones.
+
+    With no `rule` they are their own gradient. Places that depend on the image are refused.
+    """
+
+    def apply(call: Call) -> Any:
+        if any(is_live(place) for place in call.args[1:]):
+            return call.mode.refuse(call, call.run(), "takes its samples at places that depend on the image,")
+        if rule is None or call.kwargs["mode"].startswith("nearest"):  # which only moves values
+            return call.run()
+        if call.kwargs["mode"] == "bicubic":
+            return call.mode.refuse(call, call.run(), "has weights of both signs (bicubic),")
+        return in_full(layers.summing, rule)(call)
+
+    return apply
+
+
+def accumulating(rule: LinearRule) -> Rule:
+    """Numbers added into others at some places are a layer of sums; where they replace what was there, they only move."""
+    added = in_full(layers.accumulating, rule)
+
+    def apply(call: Call) -> Any:
+        adds = call.operation.name != "index_put" or (call.args[3:4] or (call.kwargs.get("accumulate", False),))[0]
+        return added(call) if adds else call.run()
 
     return apply
 
@@ -90,24 +129,18 @@ def batch_norm(merged: Callable[[Layer], LinearRule], alone: LinearRule) -> Rule
     """
 
     def apply(call: Call) -> Any:
-        x, mean, variance, weight, bias, training, _, eps = _batch_norm_arguments(*call.args, **call.kwargs)
-        if training or mean is None or variance is None:
+        x, norm = call.args[0], _statistics(call)
+        if norm.mean is None or norm.variance is None:
             return call.mode.refuse(call, call.run(), "takes its statistics from the batch,")
-        scale = torch.rsqrt(variance + eps) * (1 if weight is None else weight)
-        shift = -mean * scale + (0 if bias is None else bias)
+        scale = torch.rsqrt(norm.variance + norm.eps) * (1 if norm.weight is None else norm.weight)
+        shift = -norm.mean * scale + (0 if norm.bias is None else norm.bias)
         axes = (-1, *[1] * (x.ndim - 2))
         scale, shift = scale.view(axes), shift.view(axes)
         layer, before = layers.diagonal(call, scale, shift), call.mode.made_by(x)
         if before is None:
             return call.mode.through(layer, alone)
         whole = before.scaled(scale, shift)
-        to_whole = _by_place(merged(before), call.mode.preset)
-
-        def back(layer: Layer, c: Tensor, z: Tensor) -> list[Tensor | None]:
-            if before.uses == 1:
-                return [None, *to_whole(whole, c, z)]
-            return [*alone(layer, c, z), *[None] * len(whole.targets)]
-
+        back = Merged(before, whole, ByPlace(merged(before), call.mode.preset), alone)
         return call.mode.merged(call.mode.through(layer, back, *whole.targets), whole)
 
     return apply
@@ -115,40 +148,92 @@ def batch_norm(merged: Callable[[Layer], LinearRule], alone: LinearRule) -> Rule
 
 def fixed_batch_norm(call: Call) -> Any:
     """Batch norm in evaluation mode is its own gradient; with statistics from the batch it is not linear."""
-    _, mean, _, _, _, training, _, _ = _batch_norm_arguments(*call.args, **call.kwargs)
-    if training or mean is None:
+    if _statistics(call).mean is None:
         return call.mode.refuse(call, call.run(), "takes its statistics from the batch,")
     return call.run()
 
 
-def _batch_norm_arguments(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, bool, float, float]:
-    return x, running_mean, running_var, weight, bias, training, momentum, eps
+def instance_norm(with_statistics: Rule) -> Rule:
+    """A group norm with one channel a group; with running statistics it is a batch norm, `with_statistics`."""
+
+    def apply(call: Call) -> Any:
+        norm = _statistics(call)
+        if norm.mean is None:
+            return norms.instance_norm(call, norm.weight, norm.eps)
+        return with_statistics(call)
+
+    return apply
 
 
-def _by_place(usual: LinearRule, preset: Preset) -> LinearRule:
+class _Statistics(NamedTuple):
+    """What a batch or instance norm works with; no mean where it takes its statistics from its input."""
+
+    mean: Tensor | None
+    variance: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+
+def _statistics(call: Call) -> _Statistics:
+    names: tuple[str, ...] = ("running_mean", "running_var", "weight", "bias")
+    if inspect.isbuiltin(call.operation.function):  # torch.batch_norm, unlike that of torch.nn.functional
+        names = ("weight", "bias", "running_mean", "running_var")
+    flag, from_input = ("training", False) if call.operation.name == "batch_norm" else ("use_input_stats", True)
+    given = dict(zip((*names, flag, "momentum", "eps"), call.args[1:], strict=False)) | call.kwargs
+    mean, variance = given.get("running_mean"), given.get("running_var")
+    if given.get(flag, from_input):
+        mean = variance = None
+    return _Statistics(mean, variance, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+
+
+@dataclass(frozen=True, eq=False)
+class ByPlace:
     """The rule that a weighted layer has by its place, `usual` where it has none."""
 
-    def back(layer: Layer, c: Tensor, z: Tensor) -> Sequence[Tensor | None]:
-        rule = preset.rule_for(layer, usual)
+    usual: LinearRule
+    preset: Preset
+
+    def choose(self, layer: Layer) -> tuple[AnyRule, Layer]:
+        """The rule, and the layer that it is applied to."""
+        return self.preset.rule_for(layer, self.usual), layer
+
+    def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> Sequence[Tensor | None]:
+        """`c_x` of each input, or the relevance that goes straight to the image."""
+        rule, _ = self.choose(layer)
         if not isinstance(rule, FirstRule):
-            return rule(layer, c, z)
+            return [*rule(layer, c, z), *[None] * (len(layer.targets) - len(layer.inputs))]
         if layer.view is None:
             raise UnsupportedOperationError(
-                f"The preset {preset.name!r} gives {type(rule).__name__} to the module {layer.path!r}, which does not see "
-                "the image itself. That rule is for first layers: give the module another one."
+                f"The preset {self.preset.name!r} gives {type(rule).__name__} to the module {layer.path!r}, which does not "
+                "see the image itself. That rule is for first layers: give the module another one."
             )
         return [*[None] * len(layer.inputs), rule.relevance(layer, c, z)]
 
-    return back
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """A norm as part of the layer `before` it, both being `whole`; `alone` where something else reads that layer."""
+
+    before: Layer
+    whole: Layer
+    together: ByPlace
+    alone: LinearRule
+
+    def choose(self, layer: Layer) -> tuple[AnyRule, Layer]:
+        """The rule, and the layer that it is applied to."""
+        return self.together.choose(self.whole) if self.before.uses == 1 else (self.alone, layer)
+
+    def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> Sequence[Tensor | None]:
+        """Nothing for the norm's input and `c_x` of the layer's, or the other way round."""
+        if self.before.uses == 1:
+            return [None, *self.together(self.whole, c, z)]
+        return [*self.alone(layer, c, z), *[None] * len(self.whole.targets)]
+
+
+def resolved(back: LinearRule, layer: Layer) -> tuple[AnyRule, Layer]:
+    """The rule behind `back` for this layer, and the layer that it is applied to."""
+    return back.choose(layer) if isinstance(back, ByPlace | Merged) else (back, layer)
 
 
 def split_evenly(call: Call) -> Any:
@@ -157,28 +242,37 @@ def split_evenly(call: Call) -> Any:
     bias = operands.pop(0) if call.operation.name == "addmm" else call.kwargs.get("bias")
     if call.operation.name in ("linear", "conv", "conv_transpose") and len(operands) > 2:
         bias = operands[2]
-    count = sum(1 for _ in live_tensors(operands))
+    count = sum(1 for _ in live_tensors((operands, call.kwargs)))
     if is_live(bias):
         return call.mode.refuse(call, call.run(), "has a bias that depends on the image,")
     if count < 2:
         return call.run()
     share = lambda tensor: call.scale(tensor, 1 / count) if is_live(tensor) else tensor  # noqa: E731
-    return call.run(*map_tensors(share, call.args))
+    args, kwargs = map_tensors(share, (call.args, call.kwargs))
+    return call.operation.pure(*args, **kwargs)
 
 
 def product(call: Call) -> Any:
     """A gate is a constant for the factor that it multiplies; other products are split evenly."""
     a, b = call.args[:2]
-    if is_live(a) and is_live(b) and call.mode.is_gate(a) != call.mode.is_gate(b):
-        factors = (a.detach(), b) if call.mode.is_gate(a) else (a, b.detach())
-        return call.run(*factors)
+    if is_live(a) and is_live(b):
+        gates = [call.mode.marks.of(factor) == "gate" for factor in (a, b)]
+        if gates[0] != gates[1]:
+            return call.run(*((a.detach(), b) if gates[0] else (a, b.detach())))
     return split_evenly(call)
 
 
 def gate(call: Call) -> Tensor:
     """A sigmoid is a gate: relevance reaches it only where it is not used as one, and that is an error."""
     value: Tensor = call.mode.refuse(call, call.run(), "is used as more than a gate (f(0) is not 0),")
-    call.mode.mark_gate(value)
+    call.mode.marks.set(value, "gate")
+    return value
+
+
+def odd_sigmoid(call: Call) -> Tensor:
+    """An activation with f(0) = 0, of which 1 + f is a gate (GELU and SiLU by hand)."""
+    value = divide_by_input(call)
+    call.mode.marks.set(value, "odd sigmoid")
     return value
 
 
@@ -196,32 +290,6 @@ def constant(call: Call) -> Tensor:
         return call.run()  # type: ignore[no-any-return]
 
 
-def layer_norm(call: Call) -> Tensor:
-    """The deviation is constant, the mean stays linear, the shift absorbs its share as a bias."""
-    x, shape, weight, _, eps = _layer_norm_arguments(*call.args, **call.kwargs)
-    axes = tuple(range(-len(shape), 0))
-    with torch.no_grad():
-        scale = torch.rsqrt(x.var(axes, correction=0, keepdim=True) + eps)
-        scale = scale if weight is None else scale * weight
-
-    def back(c: Tensor, _: Tensor) -> list[Tensor]:
-        direct = c * scale
-        return [direct - direct.mean(axes, keepdim=True)]
-
-    return call.route([x], back)
-
-
-def _layer_norm_arguments(
-    x: Tensor,
-    normalized_shape: list[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enable: bool = True,  # noqa: ARG001 torch.layer_norm's own name
-) -> tuple[Tensor, list[int], Tensor | None, Tensor | None, float]:
-    return x, list(normalized_shape), weight, bias, eps
-
-
 def unchanged(call: Call) -> Tensor:
     """R passes as it is, `c_x = R / x`, 0 where x = 0 (Chefer 2021, for everything but products, sums and layers)."""
     x = call.keep(call.args[0])
@@ -229,20 +297,23 @@ def unchanged(call: Call) -> Tensor:
 
 
 def residual_by_ratio(call: Call) -> Tensor:
-    """Chefer's sum of two branches: each takes the share of ΣR that its own |Σ a·c| has, over one sample."""
-    a, b = call.args[:2]
-    if not (is_live(a) and is_live(b)):
-        return call.run()  # type: ignore[no-any-return]
-    kept_a, kept_b = call.keep(a), call.keep(b)
+    """Chefer's sum of two branches: each takes the share of ΣR that its own |Σ a·c| has, over one sample.
+
+    A constant (a position embedding) has a share too, which ends there.
+    """
+    live = [is_live(term) for term in call.args[:2]]
+    kept = [call.keep(term) if isinstance(term, Tensor) else torch.tensor(term) for term in call.args[:2]]
 
     def back(c: Tensor, value: Tensor) -> list[Tensor]:
-        of_a, of_b, whole = (_per_sample_sum(t * c) for t in (kept_a.expand_as(c), kept_b.expand_as(c), value))
-        ratio = safe_divide(whole, of_a.abs() + of_b.abs())
-        ratio_a, ratio_b = ((t.sign() * ratio).view(-1, *[1] * (c.ndim - 1)) for t in (of_a, of_b))
-        return [(c * ratio_a).sum_to_size(kept_a.shape), (c * ratio_b).sum_to_size(kept_b.shape)]
+        c = torch.where(value == 0, 0.0, c)
+        whole, *of_terms = (_relevance_per_sample(term.to(c).expand_as(c), c) for term in (value, *kept))
+        ratio = safe_divide(whole, of_terms[0].abs() + of_terms[1].abs())
+        shares = [(of_term.sign() * ratio).view(-1, *[1] * (c.ndim - 1)) for of_term in of_terms]
+        return [(c * shares[i]).sum_to_size(kept[i].shape) for i in range(2) if live[i]]
 
-    return call.route([a, b], back)
+    return call.route([call.args[i] for i in range(2) if live[i]], back)
 
 
-def _per_sample_sum(values: Tensor) -> Tensor:
-    return values.flatten(1).sum(1)
+def _relevance_per_sample(values: Tensor, c: Tensor) -> Tensor:
+    """`Σ values · c` over each sample; a masked score of −∞ has none."""
+    return torch.where(c == 0, 0.0, values * c).flatten(1).sum(1)

@@ -1,5 +1,6 @@
 """Attention matrices and what their tokens stand for."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,6 +10,9 @@ from heatproof.relevance.backward import ForwardPass
 from heatproof.relevance.capture import Capture
 
 _MOST_PREFIX_TOKENS = 16  # class, distillation and register tokens
+_INSTEAD = (
+    "Use lrp_epsilon or lime, or gradcam with layer=... naming a module whose output is [B, C, h, w] or [B, N, D]."
+)
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,27 @@ class TokenLayout:
 def attention_matrices(passed: ForwardPass) -> list[Tensor]:
     """The attention probabilities of every block in order, as they stand in the pass's graph.
 
-    `[B, heads, N, N]`, or `[B * heads, N, N]` where the model folds heads into the batch: see `per_head`.
+    `[B, heads, N, N]`, or `[B * heads, N, N]` where the model folds heads into the batch: see `per_head`. Where heads are
+    mixed after the softmax (talking heads) these are the probabilities before it.
 
     Raises:
-        UnsupportedModelError: the model has no self-attention over the whole image.
+        UnsupportedModelError: the model has no self-attention over the whole image in every block.
+    """
+    blocks = whole_attention(passed)
+    tokens = blocks[0].shape[-1]
+    if others := {a.shape[-1] for a in passed.capture.pooling} - {tokens}:  # attention pooling looks at the blocks' own
+        raise UnsupportedModelError(
+            f"This method needs the same tokens in every block, and in this model blocks over {tokens} tokens are followed "
+            f"by attention over {max(others)} tokens whose queries are others (class attention). {_INSTEAD}"
+        )
+    return blocks
+
+
+def whole_attention(passed: ForwardPass) -> list[Tensor]:
+    """The probabilities of every self-attention in order, see `attention_matrices`; more may follow from other queries.
+
+    Raises:
+        UnsupportedModelError: there is none, or not over the whole image.
     """
     captured, batch = passed.capture.attention, len(passed.images)
     if not captured:
@@ -47,11 +68,11 @@ def attention_matrices(passed: ForwardPass) -> list[Tensor]:
             "for any model: gradcam, lrp_epsilon, lime."
         )
     sizes = {(a.ndim, a.shape[0], a.shape[-1]) for a in captured}
-    whole = all(count == batch if ndim == 4 else count % batch == 0 for ndim, count, _ in sizes)
+    whole = all((ndim, count) == (4, batch) or (ndim == 3 and count % batch == 0) for ndim, count, _ in sizes)
     if not whole or len({tokens for *_, tokens in sizes}) > 1:
         raise UnsupportedModelError(
             "This method needs attention over the whole image in every block, and this model attends within windows or "
-            "over several scales. Use gradcam, lrp_epsilon or lime."
+            f"over several scales. {_INSTEAD}"
         )
     return captured
 
@@ -77,20 +98,19 @@ def token_grid(capture: Capture, tokens: int) -> tuple[tuple[int, int], int]:
     Raises:
         UnsupportedModelError: `tokens` are not a grid of patches with a few tokens before it.
     """
-    grid = capture.grid or _square(tokens)
-    prefix = -1 if grid is None else tokens - grid[0] * grid[1]
-    if grid is None or not 0 <= prefix <= _MOST_PREFIX_TOKENS:
+    fitting = [grid for grid in capture.grids if 0 <= tokens - grid[0] * grid[1] <= _MOST_PREFIX_TOKENS]
+    if not fitting and not capture.grids:
+        fitting = _squares(tokens)
+    if not fitting:
         raise UnsupportedModelError(
-            f"How the model's {tokens} tokens lie on the image cannot be told (patch grid: {grid}). Use a method that "
-            "works for any model: gradcam with layer=..., lrp_epsilon, lime."
+            f"How the model's {tokens} tokens lie on the image cannot be told (grids of its convolutions: "
+            f"{capture.grids}). Use a method that works for any model: gradcam with layer=..., lrp_epsilon, lime."
         )
-    return grid, prefix
+    height, width = max(fitting, key=math.prod)  # the one that leaves the fewest tokens before it
+    return (height, width), tokens - height * width
 
 
-def _square(tokens: int) -> tuple[int, int] | None:
-    """The grid of a model without a patch convolution: the first square that leaves a few tokens before it."""
-    for prefix in range(_MOST_PREFIX_TOKENS + 1):
-        side = int((tokens - prefix) ** 0.5) if tokens > prefix else 0
-        if side > 1 and side * side == tokens - prefix:
-            return side, side
-    return None
+def _squares(tokens: int) -> list[tuple[int, int]]:
+    """The grids that `tokens` of a model without convolutions can be: squares that leave a few tokens before them."""
+    sides = [math.isqrt(tokens - prefix) for prefix in range(min(_MOST_PREFIX_TOKENS + 1, tokens))]
+    return [(side, side) for prefix, side in enumerate(sides) if side > 1 and side * side == tokens - prefix]

@@ -11,20 +11,42 @@ from torch.nn import functional as F
 
 # torch's own synonyms; everything else goes by its own name
 _SYNONYMS = {
-    "multiply": "mul",
-    "true_divide": "div",
-    "truediv": "div",
-    "divide": "div",
-    "subtract": "sub",
-    "mm": "matmul",
-    "bmm": "matmul",
-    "conv1d": "conv",
-    "conv2d": "conv",
-    "conv3d": "conv",
-    "conv_transpose1d": "conv_transpose",
-    "conv_transpose2d": "conv_transpose",
-    "conv_transpose3d": "conv_transpose",
+    **dict.fromkeys(("multiply",), "mul"),
+    **dict.fromkeys(("true_divide", "truediv", "divide"), "div"),
+    **dict.fromkeys(("subtract",), "sub"),
+    **dict.fromkeys(("negative",), "neg"),
+    **dict.fromkeys(("absolute",), "abs"),
+    **dict.fromkeys(("clip", "clamp_min", "clamp_max"), "clamp"),
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot"), "matmul"),
+    **dict.fromkeys(("ger",), "outer"),
+    **dict.fromkeys(("concat", "concatenate"), "cat"),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), "conv"),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "conv_transpose"),
+    **dict.fromkeys(("special_softmax", "_softmax"), "softmax"),
+    **dict.fromkeys(("special_expit",), "sigmoid"),
+    **dict.fromkeys(("special_erf",), "erf"),
+    **dict.fromkeys(("special_expm1",), "expm1"),
+    **dict.fromkeys(("special_log1p",), "log1p"),
+    **dict.fromkeys(("special_sinc",), "sinc"),
+    **dict.fromkeys(("arctan",), "atan"),
+    **dict.fromkeys(("arcsinh",), "asinh"),
+    **dict.fromkeys(("swapaxes", "swapdims"), "transpose"),
+    "_threshold": "threshold",
 }
+
+# in place by name, but they write no values: they change what the tensor itself says of itself
+_RELABELLING = frozenset(
+    """
+    squeeze_ unsqueeze_ transpose_ t_ swapaxes_ swapdims_ as_strided_ resize_ resize_as_ set_ requires_grad_ detach_
+    share_memory_ rename_ apply_ map_ map2_
+    """.split()
+)
+# in place, whatever the tensor held before
+_OVERWRITING = frozenset(
+    """
+    zero_ fill_ copy_ uniform_ normal_ random_ bernoulli_ exponential_ cauchy_ log_normal_ geometric_
+    """.split()
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +55,7 @@ class Operation:
 
     `pure` computes the same value and changes nothing in place. `inplace` says that the function itself writes into its
     first argument; `flag` names its parameter that asks for that. `reflected` is `2 / x` as torch sees it, with x first;
-    `getter` is attribute access (`x.shape`, `x.T`).
+    `getter` is attribute access, by the attribute's name (`x.shape`, `x.T`).
     """
 
     name: str
@@ -62,9 +84,14 @@ def describe(function: Callable[..., Any]) -> Operation:
     >>> describe(torch.Tensor.__iadd__).name, describe(torch.Tensor.add_).inplace, describe(torch.bmm).name
     ('add', True, 'matmul')
     """
-    name = getattr(function, "__name__", str(function))
-    if name in ("__get__", "__set__", "__delete__"):
-        return Operation(name, function, function, getter=name == "__get__")
+    qualified = getattr(getattr(function, "overloadpacket", function), "_qualified_op_name", "aten::")
+    if not qualified.startswith("aten::"):  # somebody's own operation, whatever it is called
+        return Operation(qualified, function, function)
+    name = getattr(function, "__name__", str(function)).partition(".")[0]  # torch.ops has "relu.default"
+    if name == "__get__":
+        return Operation(function.__self__.__name__, function, function, getter=True)  # type: ignore[attr-defined]
+    if name in ("__set__", "__delete__") or name in _RELABELLING:
+        return Operation(name, function, function)
     pure, inplace, reflected = function, False, False
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
@@ -74,16 +101,24 @@ def describe(function: Callable[..., Any]) -> Operation:
         if inplace:
             pure = getattr(torch.Tensor, f"__{name}__")
     elif name.endswith("_") and not name.startswith("_"):
-        name, inplace = name[:-1], True
-        pure = next((getattr(home, name) for home in (torch.Tensor, torch, F) if hasattr(home, name)), function)
-        inplace = pure is not function
+        pure, inplace, name = _pure_twin(function, name), True, name[:-1]
     return Operation(
         _SYNONYMS.get(name, name), function, pure, inplace=inplace, reflected=reflected, flag=_inplace_flag(function)
     )
 
 
+def _pure_twin(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """What computes the value of an in-place function and writes nowhere that matters."""
+    if name in _OVERWRITING:
+        return lambda tensor, *args, **kwargs: function(torch.empty_like(tensor), *args, **kwargs)
+    for home in (torch.Tensor, torch, F):
+        if hasattr(home, name[:-1]):
+            return getattr(home, name[:-1])  # type: ignore[no-any-return]
+    return lambda tensor, *args, **kwargs: function(tensor.clone(), *args, **kwargs)
+
+
 def _inplace_flag(function: Callable[..., Any]) -> inspect.Signature | None:
     if not inspect.isfunction(function):
         return None
-    signature = inspect.signature(function)
+    signature = inspect.signature(function, follow_wrapped=False)  # Tensor's operators wrap functions without one
     return signature if "inplace" in signature.parameters else None

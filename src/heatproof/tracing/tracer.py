@@ -1,8 +1,10 @@
 """A torch function mode that hands every operation of a model to one method."""
 
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,6 +51,34 @@ def constant(tensor: Tensor) -> Tensor:
     return tensor.detach() if tensor.requires_grad and tensor.is_leaf else tensor
 
 
+def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with the operands in their places, where the model names them (`torch.add(input=x, other=y)`)."""
+    if not args and "input" in kwargs:
+        args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
+    if len(args) == 1 and "other" in kwargs:
+        args, kwargs = (*args, kwargs["other"]), {key: value for key, value in kwargs.items() if key != "other"}
+    return args, kwargs
+
+
+class _Nesting(threading.local):
+    """How many `apart` are open in this thread."""
+
+    level = 0
+
+
+_nesting = _Nesting()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside, tracers that were entered before see nothing: for work of its own within a model that is traced."""
+    _nesting.level += 1
+    try:
+        yield
+    finally:
+        _nesting.level -= 1
+
+
 class Tracer(TorchFunctionMode):
     """While it is entered, every torch operation of this thread goes through `operation`, composite ones in their parts.
 
@@ -58,6 +88,11 @@ class Tracer(TorchFunctionMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._paths = {id(part): path for path, part in module.named_modules()}
+        self._level = 0
+
+    def __enter__(self) -> "Tracer":
+        self._level = _nesting.level
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
 
     def operation(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Called in place of each operation; what it returns is what the model gets."""
@@ -67,14 +102,33 @@ class Tracer(TorchFunctionMode):
         self, function: Callable[..., Any], _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function in COMPOSITES:
-            with self:
-                return COMPOSITES[function](*args, **kwargs)
+        if self._level != _nesting.level:
+            return function(*args, **kwargs)
         operation = describe(function)
         if operation.getter:
             result = function(*args, **kwargs)
-            return result.detach() if is_live(result) and args[0].is_leaf else result
-        return self.operation(operation, map_tensors(constant, args), map_tensors(constant, kwargs))
+            if not is_live(result):
+                return result
+            return result.detach() if args[0].is_leaf else self.operation(operation, args, kwargs)
+        args, kwargs = _positional(map_tensors(constant, args), map_tensors(constant, kwargs))
+        if kwargs.get("out") is not None and next(live_tensors((args, kwargs)), None) is not None:
+            return self._into(function, args, kwargs)
+        if operation.name in COMPOSITES:
+            with self:
+                result = COMPOSITES[operation.name](*args, **kwargs)
+                if result is not NotImplemented:
+                    return args[0].copy_(result) if operation.inplace else result
+        return self.operation(operation, args, kwargs)
+
+    def _into(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function with `out=`, which autograd does not take: its value, then written there."""
+        outs = kwargs["out"]
+        with self:
+            values = function(*args, **{key: value for key, value in kwargs.items() if key != "out"})
+            pairs = [(outs, values)] if isinstance(outs, Tensor) else list(zip(outs, values, strict=True))
+            for out, value in pairs:
+                (out if out.shape == value.shape else out.resize_(value.shape)).copy_(value)
+        return outs
 
     def module_path(self) -> str:
         """The path of the innermost module of the model that is running now (slow: for messages and records)."""
