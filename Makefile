@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PEERS := .venv-peers/bin
 
-.PHONY: demo test quality format test-peers notebooks clean
+.PHONY: demo test quality format test-peers bench-relevance notebooks clean
 
 demo: .venv/installed
 	$(BIN)/heatproof study run recipes/demo.yaml --out runs/demo
@@ -27,6 +27,10 @@ format: .venv/installed
 test-peers: .venv-peers/installed
 	$(PEERS)/python -m pytest tests/peers
 
+# Time and memory of the relevance methods beside plain passes and the peers; about half an hour on an idle machine.
+bench-relevance: .venv-peers/installed
+	$(PEERS)/python benchmarks/relevance.py
+
 # The notebooks are stored with what they print and draw.
 notebooks: .venv/installed
 	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False docs/notebooks/*.ipynb
@@ -36,9 +40,11 @@ notebooks: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# LXT's own requirements are those of language models, which its rules for vision never import.
 .venv-peers/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	$(PEERS)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	$(PEERS)/pip install --quiet --constraint constraints.txt --no-deps lxt
 	touch $@
 
 clean:

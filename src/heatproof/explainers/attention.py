@@ -44,7 +44,7 @@ def attention_rollout(model: Classifier, images: Tensor, targets: Targets, *, st
         Maps `[B, T, h, w]` on the token grid.
     """
     matrices, layout = _mean_attention(model, images)
-    with_residual = [a + torch.eye(a.shape[-1], device=a.device) for a in matrices]
+    with_residual = [a + torch.eye(a.shape[-1], device=a.device, dtype=torch.float32) for a in matrices]
     rows = [a / a.sum(-1, keepdim=True) for a in with_residual]
     return _for_each_target(layout.map_of(_chain(rows, start_layer)), targets)
 
@@ -117,7 +117,7 @@ def generic_attention(model: Classifier, images: Tensor, targets: Targets, *, st
 
 def _mean_positive(weighted: Tensor) -> Tensor:
     """`I + mean over heads of the positive part`, `[B, N, N]`."""
-    return weighted.clamp(min=0).mean(1) + torch.eye(weighted.shape[-1], device=weighted.device)
+    return weighted.clamp(min=0).mean(1) + torch.eye(weighted.shape[-1], device=weighted.device, dtype=torch.float32)
 
 
 def _chain(matrices: Sequence[Tensor], start_layer: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Class activation maps: the last feature maps, weighted by how much the target wants them."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from heatproof.errors import InputError, UnsupportedModelError, near_names
 from heatproof.explainers.registry import explainer
 from heatproof.models import Classifier, Targets
 from heatproof.relevance import ForwardPass, presets, run
-from heatproof.relevance.tokens import attention_matrices, token_grid
+from heatproof.relevance.tokens import token_grid, whole_attention
 
 
 @explainer("gradcam", family="cam", signed=False, needs={"spatial_features"}, paper="selvaraju2017gradcam")
@@ -45,7 +46,7 @@ def gradcam(model: Classifier, images: Tensor, targets: Targets, *, layer: str |
 def _last_features(passed: ForwardPass) -> Tensor:
     capture = passed.capture
     if capture.attention:
-        attention_matrices(passed)  # raises for windows, whose tokens do not lie on one grid
+        whole_attention(passed)  # raises for windows, whose tokens do not lie on one grid
         found = capture.norms[-1]
     else:
         found = capture.feature_map
@@ -81,7 +82,11 @@ def _output_of(module: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
     if layer not in modules:
         raise InputError(f"The model has no module named {layer!r}. {near_names(layer, modules)[:600]}")
 
+    thread = threading.get_ident()
+
     def keep(_: nn.Module, __: Any, output: Any) -> Any:
+        if threading.get_ident() != thread:  # somebody else runs the same model
+            return output
         first = output[0] if isinstance(output, tuple) else output
         outputs.append(first)
         copy = first.clone()  # the model may go on to write into what it gets
