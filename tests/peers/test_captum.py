@@ -1,12 +1,15 @@
-"""Agreement with captum: gradients as they are and integrated, and its sensitivity under the same draws."""
+"""Agreement with captum: gradients as they are and integrated, LRP, and its sensitivity under the same draws."""
 
 import pytest
 import torch
-from captum.attr import InputXGradient, IntegratedGradients, Saliency
+from captum.attr import LRP, InputXGradient, IntegratedGradients, Saliency
+from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRule
 from captum.metrics import sensitivity_max
+from torch import nn
 
 import heatproof as hp
 from heatproof.probing import SampleRandom
+from heatproof.relevance import Epsilon, Gamma, composite, z_plus
 from support.cases import Wavy
 from support.nets import TinyCNN, TinyViT
 
@@ -60,3 +63,41 @@ def test_gradients(build):
     product = InputXGradient(model).attribute(images.clone(), target=targets).sum(1).detach()
     found = hp.explain(model, images, targets, method="input_x_gradient")
     torch.testing.assert_close(found, product, atol=1e-6, rtol=1e-4)
+
+
+class Plain(nn.Module):
+    """What captum's LRP can serve: modules that are used once."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, padding=1, bias=bias), nn.Conv2d(6, 4, 3, stride=2, bias=bias)
+        self.relu1, self.relu2, self.relu3, self.pool = nn.ReLU(), nn.ReLU(), nn.ReLU(), nn.MaxPool2d(2)
+        self.dense, self.head = nn.Linear(36, 8, bias=bias), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.relu2(self.conv2(self.pool(self.relu1(self.conv1(x)))))
+        return self.head(self.relu3(self.dense(x.flatten(1))))
+
+
+# Theirs, ours, whether the layers may have biases. Captum clamps weights alone, which is right where activations are not
+# negative; its γ rule leaves the bias as it is, and its α1β0 rule takes a bias of either sign into the denominator.
+LRP_RULES = {
+    "epsilon": (lambda: EpsilonRule(0.1), Epsilon(0.1), True),
+    "gamma": (lambda: GammaRule(0.5), Gamma(0.5), False),
+    "z plus": (lambda: Alpha1_Beta0_Rule(), z_plus(), False),
+    "z plus without biases": (lambda: Alpha1_Beta0_Rule(set_bias_to_zero=True), z_plus(bias=False), True),
+}
+
+
+@pytest.mark.parametrize("name", LRP_RULES)
+def test_lrp(name):
+    theirs, rule, bias = LRP_RULES[name]
+    model, images, targets = Plain(bias).double().eval(), torch.rand(3, 3, 16, 16).double(), [2, 0, 1]
+    for part in (model.conv1, model.conv2, model.dense):
+        part.rule = theirs()
+    model.pool.rule, model.head.rule = EpsilonRule(1e-25), EpsilonRule(0.2)
+    peer = LRP(model).attribute(images.clone(), target=targets).detach()
+    preset = composite(conv=rule, dense=rule, last=Epsilon(0.2))
+    found = hp.explain(model, images, targets, method="lrp", preset=preset)
+    torch.testing.assert_close(found, peer.sum(1).float(), atol=1e-6 * float(peer.abs().max()), rtol=1e-4)
+    assert (peer != 0).any((1, 2, 3)).all()

@@ -38,9 +38,20 @@ def test_transformer_lrp_of_a_timm_model(vit: tuple[nn.Module, dict[str, Tensor]
     assert worst_share(maps, stored[f"transformer_lrp_start{start}"]) < 1e-5
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_chefers_full_propagation_of_a_timm_model(vit: tuple[nn.Module, dict[str, Tensor]], fused: bool) -> None:
+    model, stored = vit
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    maps = hp.explain(model, stored["x"], stored["t"], method="chefer")
+    assert worst_share(maps, stored["full"]) < 1e-4
+
+
 @pytest.mark.parametrize(
-    "method", ["lrp_alpha_beta", "lrp_zplus", "deep_taylor", "integrated_gradients", "generic_attention"]
-)
+    "method",
+    ["lrp_gamma", "lrp_alpha_beta", "lrp_zplus", "excitation_backprop", "deep_taylor", "lrp_composite", "attn_lrp", "cp_lrp",
+     "integrated_gradients", "generic_attention"],
+)  # fmt: skip
 def test_fused_and_written_out_attention_of_a_timm_model_agree(
     vit: tuple[nn.Module, dict[str, Tensor]], method: str
 ) -> None:

@@ -6,16 +6,70 @@ import pytest
 import torch
 from torch import Tensor, nn
 from zennit.canonizers import NamedMergeBatchNorm, SequentialMergeBatchNorm
-from zennit.composites import LayerMapComposite, SpecialFirstLayerMapComposite
+from zennit.composites import (
+    EpsilonAlpha2Beta1,
+    EpsilonAlpha2Beta1Flat,
+    EpsilonGammaBox,
+    EpsilonPlus,
+    EpsilonPlusFlat,
+    ExcitationBackprop,
+    LayerMapComposite,
+    NameMapComposite,
+    SpecialFirstLayerMapComposite,
+)
 from zennit.core import BasicHook, Hook
 from zennit.layer import Sum
-from zennit.rules import AlphaBeta, Epsilon, Pass, ZBox, ZPlus
+from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, WSquare, ZBox, ZPlus
 from zennit.types import Activation, AvgPool, Convolution, Linear
 
 import heatproof as hp
-from heatproof.relevance import Preset, presets, rules, run
+from heatproof import relevance as ours
+from heatproof.relevance import Preset, composite, linear, presets, run
 
 TINY = 1e-25  # zennit adds it to every denominator
+LOW, HIGH = -2.0, 2.0
+BOX = torch.tensor(LOW), torch.tensor(HIGH)
+
+# zennit's rule, ours. Its w² rule counts the bias as a weight of its own unless told otherwise.
+RULES: dict[str, tuple[BasicHook, ours.linear.AnyRule]] = {
+    "epsilon": (Epsilon(0.2), ours.Epsilon(0.2)),
+    "gamma": (Gamma(0.25, TINY), ours.Gamma(0.25)),
+    "gamma 3": (Gamma(3.0, TINY), ours.Gamma(3.0)),
+    "z plus": (ZPlus(TINY), ours.z_plus()),
+    "z plus without bias": (ZPlus(TINY, zero_params="bias"), ours.z_plus(bias=False)),
+    "alpha 2 beta 1": (AlphaBeta(2, 1, TINY), ours.AlphaBeta(2, 1)),
+    "alpha 3 beta 2 without bias": (AlphaBeta(3, 2, TINY, zero_params="bias"), ours.AlphaBeta(3, 2, bias=False)),
+    "z-box": (ZBox(LOW, HIGH, TINY), ours.ZBox(*BOX)),
+    "w square": (WSquare(TINY, zero_params="bias"), ours.WSquare()),
+    "flat": (Flat(TINY), ours.Flat()),
+}
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 9)),
+    "conv": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Flatten()),
+    "grouped conv": lambda: nn.Sequential(nn.Conv2d(3, 6, (2, 3), groups=3, dilation=2, bias=False), nn.Flatten()),
+    "transposed conv": lambda: nn.Sequential(nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule(name: str, layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64 to rounding, in float32 to 1e-4; inputs, outputs and the relevance that comes have both signs."""
+    theirs, rule = RULES[name]
+    bottom, images = LAYERS[layer](), torch.empty(3, 3, 6, 6).uniform_(LOW, HIGH)
+    weighted = next(i for i, part in enumerate(bottom) if not isinstance(part, nn.Flatten))
+    model = nn.Sequential(*bottom, nn.Linear(bottom(images).shape[1], 5, bias=False)).eval()
+    hooks = NameMapComposite([((str(weighted),), theirs), (("2",), Epsilon(TINY))])
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
+        if dtype == torch.float64:  # a denominator that nearly vanishes counts as 0 here; zennit divides
+            monkeypatch.setattr(linear, "VANISHING", 1e-12)
+        model, images = model.to(dtype), images.to(dtype)
+        leaf = images.clone().requires_grad_()
+        with hooks.context(model) as changed:
+            logits = changed(leaf)
+            (peer,) = torch.autograd.grad(logits, leaf, logits.detach() * torch.eye(5, dtype=dtype)[[1, 4, 0]])
+        found = our_maps(model, images, [1, 4, 0], composite(first=rule, last=ours.Zero()))
+        torch.testing.assert_close(found, peer, atol=tolerance * float(peer.abs().max()), rtol=tolerance)
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 0.1, 1.0])
@@ -155,7 +209,7 @@ def test_signed_rules(build: Callable[[], nn.Module], name: str, monkeypatch: py
         rule = AlphaBeta(alpha, alpha - 1, TINY) if "alpha" in name else ZPlus(TINY)
         first = [(Convolution, ZBox(low, high, TINY))] if name == "z-box" else []
         if dtype == torch.float64:
-            monkeypatch.setattr(rules, "VANISHING", 1e-12)
+            monkeypatch.setattr(linear, "VANISHING", 1e-12)
         found = our_maps(model, images, targets, preset(low, high))
         peer = peer_maps(model, images, targets, rule, alpha, first)
         errors = (found - peer).abs().flatten() / peer.abs().max()
@@ -163,3 +217,54 @@ def test_signed_rules(build: Callable[[], nn.Module], name: str, monkeypatch: py
             assert errors.max() < 1e-11
         else:
             assert errors.quantile(0.97) < 1e-5
+
+
+EPSILON = 0.1
+Z_PLUS, ALPHA_2_BETA_1, DENSE = ours.z_plus(), ours.AlphaBeta(2, 1), ours.Epsilon(EPSILON)
+# zennit's composite and ours. Both leave sums of branches and average pools to the ε rule, but for excitation backprop:
+# ours is z⁺ in sums, too, and ignores biases, which zennit's lets absorb unless told otherwise.
+COMPOSITES: dict[str, tuple[Callable[..., LayerMapComposite], Preset]] = {
+    "epsilon gamma box": (
+        lambda **options: EpsilonGammaBox(LOW, HIGH, EPSILON, 0.4, TINY, **options),
+        presets.lrp_composite(ours.ZBox(*BOX), gamma=0.4, epsilon=EPSILON),
+    ),
+    "epsilon plus": (lambda **o: EpsilonPlus(EPSILON, TINY, **o), composite(conv=Z_PLUS, dense=DENSE)),
+    "epsilon plus flat": (
+        lambda **options: EpsilonPlusFlat(EPSILON, TINY, **options),
+        composite(conv=Z_PLUS, dense=DENSE, first=ours.Flat()),
+    ),
+    "epsilon alpha 2 beta 1": (
+        lambda **options: EpsilonAlpha2Beta1(EPSILON, TINY, **options),
+        composite(conv=ALPHA_2_BETA_1, dense=DENSE),
+    ),
+    "epsilon alpha 2 beta 1 flat": (
+        lambda **options: EpsilonAlpha2Beta1Flat(EPSILON, TINY, **options),
+        composite(conv=ALPHA_2_BETA_1, dense=DENSE, first=ours.Flat()),
+    ),
+    "excitation backprop": (
+        lambda **options: ExcitationBackprop(TINY, [(Sum, SumOfBranches(1, 0))], zero_params="bias", **options),
+        presets.excitation_backprop(),
+    ),
+}
+
+
+@pytest.mark.parametrize("build", [VGG, ResNet])
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_composites(build: Callable[[], nn.Module], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To rounding in double precision, and to 1e-4 in single precision, but for nearly vanishing denominators."""
+    model, images = trained(build()), torch.empty(3, 3, 16, 16).uniform_(LOW, HIGH)
+    theirs, preset = COMPOSITES[name]
+    for dtype in (torch.float32, torch.float64):
+        if dtype == torch.float64:
+            monkeypatch.setattr(linear, "VANISHING", 1e-12)
+        model, images = model.to(dtype), images.to(dtype)
+        leaf = images.clone().requires_grad_()
+        with theirs(canonizers=[model.merging()]).context(model) as changed:
+            logits = changed(leaf)
+            start = torch.ones_like(logits) if preset.start == "one" else logits.detach()
+            (peer,) = torch.autograd.grad(logits, leaf, start * torch.eye(5, dtype=dtype)[[1, 4, 0]])
+        errors = (our_maps(model, images, [1, 4, 0], preset) - peer).abs().flatten() / peer.abs().max()
+        if dtype == torch.float64:
+            assert errors.max() < 1e-9
+        else:
+            assert errors.quantile(0.97) < 1e-4
