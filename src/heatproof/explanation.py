@@ -15,6 +15,8 @@ from heatproof.probing import MicroBatch, Precision, bind
 from heatproof.probing.precision import check_precision
 from heatproof.probing.progress import track
 from heatproof.probing.randomness import SampleRandom, content_keys
+from heatproof.relevance.gaps import one_warning
+from heatproof.tracing import apart, first_not_finite
 
 Resolution = Literal["input", "native"]
 
@@ -58,19 +60,19 @@ def explain(
         batch_size: images at a time; 8 by default. It changes no map.
         precision: `bf16` runs the forward passes in bfloat16, for methods outside the relevance family.
         progress: show a progress bar on standard error.
-        strict: a relevance method raises where the model runs an operation without a rule, else it goes on with the
-            ordinary gradient.
+        strict: a relevance method raises where it meets an operation without a rule, else it goes on with the ordinary
+            gradient and lists the operations in one `RelevanceGapWarning`.
         seed: of the random draws.
         resolution: `input` for maps of the images' size, `native` for the method's own grid.
         **options: of the method, see `methods()[method].options`.
 
     Returns:
         Raw maps, float32 `[B, H, W]` (`[B, T, H, W]` where targets are `[B, T]`) on the images' device; signed where the
-        method is, never rescaled. NaN where a map is undefined.
+        method is, never rescaled. NaN where a map is undefined; zeros for a class whose logit no pixel can change.
 
     Raises:
-        InputError: an argument is not what it must be.
-        UnsupportedModelError: the method cannot serve this model.
+        InputError: an argument is not what it must be, or the model's values are not finite.
+        UnsupportedModelError: the method cannot serve this model, or no logit depends on the image.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -141,7 +143,7 @@ def explain_native(
     size = check_batch_size(batch_size) or _IMAGES_AT_ONCE
     chunks = []
     micro = MicroBatch(check_batch_size(batch_size))  # what it learns of the model serves all images
-    with torch.inference_mode(False), torch.enable_grad():  # the caller's mode is no obstacle
+    with one_warning(), apart(), torch.inference_mode(False), torch.enable_grad():  # the caller's mode is no obstacle
         images = outside_inference(images)
         wanted = resolve_targets(classifier, images, targets, against)
         for start in track(range(0, len(images), size), f"explaining by {method}", progress):
@@ -160,6 +162,7 @@ def explain_native(
             given = {name: injected[name] for name in entry.injected}
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 maps = entry.function(classifier, part.detach(), chosen, **given, **options)
+                check_finite(classifier, part, maps)
             chunks.append(maps.detach().float())
     return torch.cat(chunks)
 
@@ -194,13 +197,33 @@ def outside_inference(tensor: Tensor) -> Tensor:
 
 def check_images(images: Tensor) -> None:
     """Raise `InputError` unless images are finite floats `[B, C, H, W]`, B > 0."""
-    if not isinstance(images, Tensor) or images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.numel() == 0 or not images.is_floating_point():
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise InputError(
             f"images must be a float tensor [B, C, H, W], got {got}. Classifier.read makes one from files."
         )
-    if not torch.isfinite(images).all():
+    try:
+        images.data_ptr()  # transforms and fakes have none
+        finite = bool(torch.isfinite(images).all())
+    except (RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            "images must hold numbers that can be read, and these cannot: they are meta or fake tensors, or this runs "
+            "within a transform (torch.func.vmap, grad, jvp). Call it outside, with ordinary tensors."
+        ) from error
+    if not finite:
         raise InputError("images hold NaN or infinite values: check the preprocessing.")
+
+
+def check_finite(classifier: Classifier, images: Tensor, found: Tensor) -> None:
+    """Raise `InputError` where `found` (maps or logits of `images`) is not finite because the model's own values are not."""
+    if torch.isfinite(found).all():
+        return
+    origin = first_not_finite(classifier.module, images, classifier)
+    if origin is not None:
+        raise InputError(
+            f"The model's values are NaN or infinite, first in {origin}. Check the weights (a training that diverged, half "
+            "precision that overflowed) and how the images were normalised."
+        )
 
 
 def check_batch_size(batch_size: int | None) -> int | None:
@@ -224,13 +247,31 @@ def resolve_targets(
 ) -> Targets:
     """Checked targets; the model's own prediction for None."""
     with torch.no_grad():
-        first = classifier(images[:1])
+        first = logits = _first_logits(classifier, images[:1])
         if targets is None:
             rest = [classifier(images[i : i + _IMAGES_AT_ONCE]) for i in range(1, len(images), _IMAGES_AT_ONCE)]
-            targets = torch.cat([first, *rest]).argmax(1)
+            logits = torch.cat([first, *rest])
+            targets = logits.argmax(1)
+        if logits.isnan().any():
+            check_finite(classifier, images[logits.isnan().any(1).nonzero()[:1, 0]], logits)
     index = outside_inference(torch.as_tensor(targets, device=images.device))
     if isinstance(against, Tensor):
         against = outside_inference(against)
     if index.ndim in (1, 2) and len(index) != len(images):
         raise InputError(f"targets must hold one row for each of the {len(images)} images, got {len(index)}.")
     return Targets.of(index, against, first.shape[1])
+
+
+def _first_logits(classifier: Classifier, image: Tensor) -> Tensor:
+    """Logits of one image, `[1, K]`; a model of another number format or on another device is an `InputError`."""
+    try:
+        return classifier(image)
+    except (RuntimeError, NotImplementedError) as error:
+        weights = next((p for p in classifier.module.parameters() if p.is_floating_point()), image)
+        if (weights.dtype, weights.device) == (image.dtype, image.device):
+            raise
+        raise InputError(
+            f"The model's weights are {weights.dtype} on {weights.device}, the images {image.dtype} on {image.device}, and "
+            f"it cannot take them ({str(error).splitlines()[0]}). Bring both together: "
+            f"images.to({str(weights.device)!r}, {weights.dtype})."
+        ) from error

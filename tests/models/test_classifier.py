@@ -98,6 +98,31 @@ def test_training_mode_is_an_error():
         Classifier(TinyCNN().train())(torch.zeros(1, 3, 8, 8))
 
 
+def test_a_part_may_be_in_training_mode_if_it_does_not_look():
+    """Some libraries' layers come back from a copy in training mode, whatever they were in before."""
+
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return self.noise()(x)
+
+        def noise(self):
+            return lambda x: x + self.training
+
+    images = torch.rand(2, 3, 8, 8)
+    for part, minds in ((nn.Flatten(), False), (nn.ReLU(), False), (Noisy(), True), (nn.Dropout(), True),
+                        (nn.BatchNorm2d(3), True), (nn.MultiheadAttention(4, 2), True)):  # fmt: skip
+        model = nn.Sequential(TinyCNN()).eval()
+        model.add_module("part", part.train())
+        if minds:
+            with pytest.raises(InputError, match=rf"module 'part' \({type(part).__name__}\) is in training mode"):
+                Classifier(model)._check_evaluating()
+        else:
+            Classifier(model)._check_evaluating()
+    plain = nn.Sequential(TinyCNN(), nn.Flatten()).eval()
+    plain[1].train()
+    assert torch.equal(Classifier(plain)(images), plain(images))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,8 +1,10 @@
 """A model together with all that its inputs and outputs mean."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -122,7 +124,10 @@ class Classifier:
         source: dict[str, Any] | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
-            raise InputError(f"A Classifier needs a torch.nn.Module, got {type(module).__name__}.")
+            raise InputError(
+                f"A Classifier needs a torch.nn.Module, got {type(module).__name__}. For an exported program, give the "
+                "module that it was exported from."
+            )
         if task not in ("multiclass", "multilabel"):
             raise InputError(f"task must be 'multiclass' or 'multilabel', got {task!r}.")
         if isinstance(classes, str) or (classes is not None and len(set(classes)) != len(classes)):
@@ -162,12 +167,27 @@ class Classifier:
         return other
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits `[B, K]` of preprocessed images `[B, C, H, W]`; gradients flow where the caller enabled them."""
-        if self.module.training:
+        """Logits `[B, K]` of preprocessed images `[B, C, H, W]`; gradients flow where the caller enabled them.
+
+        Raises:
+            InputError: the module or a part of it is in training mode, or what it returns are not these images' logits.
+        """
+        self._check_evaluating()
+        logits = self.logits_of(self.module(images))
+        if len(logits) != len(images):
             raise InputError(
-                "The model is in training mode: dropout and batch norm would change its answers. Call module.eval()."
+                f"The model must return one row of logits for each image, got {len(logits)} rows for {len(images)} images."
             )
-        return self.logits_of(self.module(images))
+        return logits
+
+    def _check_evaluating(self) -> None:
+        for path, part in self.module.named_modules():
+            if part.training and (not path or _minds_training(type(part))):
+                which = f"The module {path!r} ({type(part).__name__})" if path else "The model"
+                raise InputError(
+                    f"{which} is in training mode: dropout and batch norm would change the answers. Call model.eval() "
+                    "(an exported program cannot: use the model that it was exported from)."
+                )
 
     def logits_of(self, output: Any) -> Tensor:
         """The logits `[B, K]` in what the module returned.
@@ -177,12 +197,16 @@ class Classifier:
         """
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor):
+            keys = f" with {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
             raise InputError(
                 "The model must return a tensor of logits [B, K] or an object with .logits, got "
-                f"{type(output).__name__}. Wrap it in a module that picks the logits."
+                f"{type(output).__name__}{keys}. Wrap it in a module that picks the logits."
             )
-        if logits.ndim != 2:
-            raise InputError(f"The model must return logits of shape [B, K], got {tuple(logits.shape)}.")
+        if logits.ndim != 2 or not logits.is_floating_point():
+            raise InputError(
+                f"The model must return floating-point logits of shape [B, K], got {tuple(logits.shape)} of {logits.dtype}. "
+                "Wrap it in a module that makes them so."
+            )
         if self.classes is not None and logits.shape[1] != len(self.classes):
             raise InputError(
                 f"The model has {logits.shape[1]} outputs and {len(self.classes)} classes {list(self.classes)}: "
@@ -230,3 +254,17 @@ class Classifier:
 def as_classifier(model: "Classifier | nn.Module") -> Classifier:
     """A bare module counts as a multi-class classifier with unknown classes and normalisation."""
     return model if isinstance(model, Classifier) else Classifier(model)
+
+
+@cache
+def _minds_training(kind: type[Any]) -> bool:
+    """Whether a module class looks at its `training` flag: one that does not, say a flattening, may be in either mode."""
+    functions = [
+        value for base in kind.__mro__ if base not in (nn.Module, object) for value in vars(base).values()
+        if isinstance(value, FunctionType)
+    ]  # fmt: skip
+    return any(_reads(function.__code__, "training") for function in functions)
+
+
+def _reads(code: CodeType, name: str) -> bool:
+    return name in code.co_names or any(_reads(part, name) for part in code.co_consts if isinstance(part, CodeType))
