@@ -182,7 +182,7 @@ class Classifier:
 
     def _check_evaluating(self) -> None:
         for path, part in self.module.named_modules():
-            if part.training and (not path or _minds_training(type(part))):
+            if part.training and (not path or _minds_training(type(part))):  # type: ignore[arg-type]
                 which = f"The module {path!r} ({type(part).__name__})" if path else "The model"
                 raise InputError(
                     f"{which} is in training mode: dropout and batch norm would change the answers. Call model.eval() "
@@ -257,7 +257,7 @@ def as_classifier(model: "Classifier | nn.Module") -> Classifier:
 
 
 @cache
-def _minds_training(kind: type[Any]) -> bool:
+def _minds_training(kind: type[nn.Module]) -> bool:
     """Whether a module class looks at its `training` flag: one that does not, say a flattening, may be in either mode."""
     functions = [
         value for base in kind.__mro__ if base not in (nn.Module, object) for value in vars(base).values()
