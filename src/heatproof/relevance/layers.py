@@ -29,7 +29,8 @@ class Layer:
     one tensor for each input; `bias` broadcasts to z.
 
     `of_weights` of a product of weights must be the product of that; only where the weights are `whole`, known as one
-    tensor, it may be `torch.relu`, too (L⁺). `by_rows` says that the rows of that tensor make the channels of z.
+    tensor, it may be `torch.relu`, too (L⁺). `by_rows` says that the rows of that tensor make the channels of z. Where L
+    works number by number, `factors` are its weights, one for each input, which broadcast to z.
 
     For the choice of a rule: `kind` is the operation's name; `path` is that of its module, where the preset asks; `view` is
     set where the input is the image and the preset has a rule of its own for that; `last` where no other weighted layer
@@ -44,6 +45,7 @@ class Layer:
     bias: Tensor | None = None
     whole: bool = True
     by_rows: bool = False
+    factors: Sequence[Tensor | float] | None = None
     kind: str = ""
     path: str = ""
     view: ImageView | None = None
@@ -143,6 +145,7 @@ def additive(call: "Call") -> Layer:
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     layer = _layer(call, product)
+    layer.factors = [float(sign) for sign in signs]
     layer.bias = (
         torch.as_tensor(constants[0], dtype=layer.output.dtype, device=layer.output.device) if constants else None
     )
@@ -155,7 +158,9 @@ def diagonal(call: "Call", scale: Tensor, shift: Tensor) -> Layer:
     def product(tensors: Sequence[Tensor], of_weights: Weights) -> Tensor:
         return tensors[0] * of_weights(scale)
 
-    return _layer(call, product, shift)
+    layer = _layer(call, product, shift)
+    layer.factors = [scale]
+    return layer
 
 
 def _layer(call: "Call", product: Product, bias: Tensor | None = None) -> Layer:

@@ -4,6 +4,7 @@ Each is a small object: called with a layer, c at its output and z, it returns `
 of first layers return the relevance of the input itself, as theirs is no multiple of x.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from heatproof.checks import check_number
 from heatproof.errors import InputError
 from heatproof.relevance.layers import Layer
 
 VANISHING = 1e-5  # a denominator below this share of its terms' sizes is rounding noise
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class LinearRule(Protocol):
@@ -65,8 +68,10 @@ class Epsilon:
     def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
         size = z.abs()
         mean = size.flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) if self.relative else 1.0
-        stabilized = (size + self.epsilon * mean).clamp_(min=torch.finfo(z.dtype).tiny)  # a sample's z can all be 0
-        return layer.transposed(size.div_(stabilized).mul_(c))
+        denominator = size + self.epsilon * mean
+        if self.relative or not self.epsilon:  # a sample's z can all be 0
+            denominator.clamp_(min=torch.finfo(z.dtype).tiny)
+        return layer.transposed(size.div_(denominator).mul_(c))
 
 
 @dataclass(frozen=True)
@@ -95,30 +100,66 @@ class AlphaBeta:
             )
 
     def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
-        one_sign = layer.whole and all(_no_negative(x) for x in layer.values)
-        part_of, values = (torch.relu, layer.values) if one_sign else (torch.abs, [x.abs() for x in layer.values])
+        if self.bias or layer.bias is None:
+            if layer.factors is not None:
+                return self._number_by_number(layer, layer.factors, c, z)
+            if layer.whole and all(_no_negative(x) for x in layer.values):
+                return self._of_one_sign(layer, c, z)
         taken, left_out = (layer.bias, None) if self.bias else (None, layer.bias)
-        total = z if left_out is None else z - left_out
-        terms, pull = layer.weighing(part_of, values)  # P, or P + |N|
+        terms, pull = layer.weighing(torch.abs, [x.abs() for x in layer.values])  # P + |N|
         if taken is not None:
-            terms += part_of(taken)
+            terms += taken.abs()
+        total = z if left_out is None else z - left_out
         noise = total.abs() if left_out is None else total.abs() + left_out.abs()
-        noise *= 2 * VANISHING if one_sign else 4 * VANISHING  # of P and |N|, or of twice them
+        noise *= 4 * VANISHING
         negative = terms - total if self.beta else None
-        s_positive = _quotient(z * c, terms if one_sign else terms.add_(total), noise)
-        if negative is None:
-            difference, rest = s_positive, None if one_sign else s_positive
+        s_positive = _quotient(z * c, terms.add_(total), noise).mul_(self.alpha)
+        s_negative = None if negative is None else _quotient(z * c, negative, noise).mul_(self.beta)
+        difference = s_positive if s_negative is None else s_positive - s_negative
+        direct = layer.transposed(s_positive if s_negative is None else s_positive + s_negative)
+        both = zip(layer.values, direct, pull(difference), strict=True)
+        return [x.sign().mul_(p).add_(d) for x, d, p in both]
+
+    def _of_one_sign(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
+        """Where no input is negative, W⁺ gives P, and N is the rest of z."""
+        positive, pull = layer.weighing(torch.relu, layer.values)
+        of_positive, of_negative = self._quotients(positive, layer.bias, z)
+        if of_negative is None:
+            return pull(of_positive.mul_(c))
+        pulled = pull(of_positive.mul_(self.alpha).sub_(of_negative, alpha=self.beta).mul_(c))
+        direct = layer.transposed(of_negative.mul_(c))
+        return [torch.add(p, d, alpha=self.beta) for p, d in zip(pulled, direct, strict=True)]
+
+    def _number_by_number(self, layer: Layer, factors: Sequence[Tensor | float], c: Tensor, z: Tensor) -> list[Tensor]:
+        """Where L only scales and adds, the contributions are `factor · x` as they stand."""
+        terms = [x if _is_one(factor) else x * factor for x, factor in zip(layer.values, factors, strict=True)]
+        positive = functools.reduce(torch.add, [term.relu() for term in terms])
+        if positive.shape != z.shape:  # a constant is larger
+            positive = positive.expand_as(z).clone()
+        of_positive, of_negative = self._quotients(positive, layer.bias, z)
+        s_positive = of_positive.mul_(c)
+        if of_negative is None:
+            shares = [torch.ops.aten.threshold_backward(s_positive, term.expand_as(z), 0) for term in terms]
         else:
-            s_positive *= self.alpha
-            s_negative = _quotient(z * c, negative, noise).mul_(self.beta)
-            difference, rest = s_positive - s_negative, s_negative if one_sign else s_positive + s_negative
-        pulled = pull(difference)
-        if rest is None:
-            return pulled
-        direct = layer.transposed(rest)
-        if one_sign:
-            return [d + p for d, p in zip(direct, pulled, strict=True)]
-        return [x.sign().mul_(p).add_(d) for x, d, p in zip(layer.values, direct, pulled, strict=True)]
+            s_positive, s_negative = s_positive.mul_(self.alpha), of_negative.mul_(c).mul_(self.beta)
+            shares = [torch.where(term > 0, s_positive, s_negative) for term in terms]
+        scaled = [
+            share if _is_one(factor) else share.mul_(factor) for share, factor in zip(shares, factors, strict=True)
+        ]
+        return [share.sum_to_size(x.shape) for share, x in zip(scaled, layer.values, strict=True)]
+
+    def _quotients(self, positive: Tensor, bias: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`z / P` and `z / |N|`, 0 where the denominator vanishes; P is `positive`, which is written into, and bias⁺.
+
+        In few passes over the numbers, as memory is what they cost: `z / P` is at most 1, and far below 0 where P vanishes
+        beside N; `−z / |N|` likewise.
+        """
+        positive += _TINY if bias is None else torch.relu(bias) + _TINY
+        negative = (z - positive).clamp_(max=-_TINY) if self.beta else None  # a difference: perhaps only rounding
+        of_positive = _far_below_is_0(torch.div(z, positive, out=positive))
+        if negative is None:
+            return of_positive, None
+        return of_positive, _far_below_is_0(torch.div(z, negative, out=negative)).neg_()
 
 
 def z_plus(*, bias: bool = True) -> AlphaBeta:
@@ -204,6 +245,14 @@ def _by_weights(layer: Layer, of_weights: Callable[[Tensor], Tensor], relevance:
 
 def _as_they_are(weights: Tensor) -> Tensor:
     return weights
+
+
+def _far_below_is_0(quotient: Tensor) -> Tensor:
+    return functional.threshold(quotient, -1 / (2 * VANISHING), 0.0, inplace=True)
+
+
+def _is_one(factor: Tensor | float) -> bool:
+    return isinstance(factor, float) and factor == 1
 
 
 def _no_negative(x: Tensor) -> bool:

@@ -155,10 +155,7 @@ class RelevanceMode(Tracer):
         else:
             args, kwargs, inplace = operation.split_flag(args, kwargs)
             note_view = self.trail.follow(operation, args, kwargs) if self.trail is not None else None
-            result = self._value(Call(operation, args, kwargs, self))
-            self.marks.follow(operation.name, args, live, result)
-            if inplace:
-                result = self._write(args[0], result)
+            result = self._replaced(Call(operation, args, kwargs, self), live, inplace)
             if note_view is not None:
                 note_view(result)
         made = [tensor.grad_fn for tensor in live_tensors(result)] if live else []
@@ -172,6 +169,16 @@ class RelevanceMode(Tracer):
                 layer.uses += 1
         self.capture.see(operation.name, args, kwargs, result)
         return result
+
+    def _replaced(self, call: Call, live: Sequence[Tensor], inplace: bool) -> Any:
+        """The operation's value under its rule, written into its first argument if it works in place."""
+        name = call.operation.name
+        if inplace and name == "relu" and name not in self.preset.rules:  # it saves its result only: nothing is lost
+            self._before_write(call.args[0])
+            return call.args[0].relu_()
+        result = self._value(call)
+        self.marks.follow(name, call.args, live, result)
+        return self._write(call.args[0], result) if inplace else result
 
     def _value(self, call: Call) -> Any:
         rule = self.preset.rules.get(call.operation.name)

@@ -15,7 +15,7 @@ from torch import Tensor
 from heatproof.errors import UnsupportedOperationError
 from heatproof.relevance import layers, norms
 from heatproof.relevance.layers import Layer
-from heatproof.relevance.linear import AnyRule, FirstRule, LinearRule, safe_divide
+from heatproof.relevance.linear import AnyRule, FirstRule, LinearRule, Zero, safe_divide
 from heatproof.relevance.mode import Call, Preset, Rule
 from heatproof.tracing import is_live, live_tensors, map_tensors
 
@@ -132,6 +132,8 @@ def batch_norm(merged: Callable[[Layer], LinearRule], alone: LinearRule) -> Rule
         x, norm = call.args[0], _statistics(call)
         if norm.mean is None or norm.variance is None:
             return call.mode.refuse(call, call.run(), "takes its statistics from the batch,")
+        if call.mode.made_by(x) is None and isinstance(alone, Zero):
+            return call.run()
         scale = torch.rsqrt(norm.variance + norm.eps) * (1 if norm.weight is None else norm.weight)
         shift = -norm.mean * scale + (0 if norm.bias is None else norm.bias)
         axes = (-1, *[1] * (x.ndim - 2))

@@ -64,6 +64,7 @@ def of_bias(rule: AnyRule, layer: Layer, c: Tensor, z: Tensor) -> Tensor | None:
         inputs=[*layer.inputs, bias],
         values=[*layer.values, bias],
         bias=None,
+        factors=None if layer.factors is None else [*layer.factors, 1.0],
         product=lambda tensors, of_weights: (
             layer.product(tensors[:-1], of_weights) + tensors[-1] * of_weights(torch.ones_like(z[:1]))
         ),
