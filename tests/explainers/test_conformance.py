@@ -14,6 +14,9 @@ from support.nets import TinyCNN, TinyViT
 
 QUICK: dict[str, dict[str, Any]] = {
     "lime": {"samples": 40, "segments": 12},
+    "kernel_shap": {"samples": 40, "segments": 12},
+    "rise": {"samples": 30, "cells": 4},
+    "occlusion": {"window": 8},
     "integrated_gradients": {"steps": 5},
 }  # settings that keep the battery quick
 DRAWING: dict[str, dict[str, Any]] = {"integrated_gradients": {"baseline": "noise"}}  # where randomness is an option

@@ -1,3 +1,7 @@
+import functools
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -6,12 +10,14 @@ from sklearn.metrics.pairwise import cosine_distances
 from torch.nn import functional as F
 
 import heatproof as hp
-from heatproof.errors import InputError
+from heatproof.errors import InputError, UnsupportedModelError
 from heatproof.explainers import perturbation
 from heatproof.models import Classifier
-from heatproof.probing import SampleRandom
+from heatproof.probing import SampleRandom, SoftMasks
+from heatproof.probing.dropping import logits_without_tokens
 from heatproof.probing.segments import grid, make_segments, slic
 from support.cases import PixelSum, Wavy, slow_ridge
+from support.nets import TinyCNN, TinyViT
 
 SIZE = 12
 
@@ -179,3 +185,186 @@ def test_a_model_that_ignores_the_image_gets_a_map_of_zeros(images):
 def test_impossible_options_are_refused(images, options, message):
     with pytest.raises(InputError, match=message):
         hp.explain(clf(), images, method="lime", **({"samples": 5} | options))
+
+
+def test_segments_are_made_of_tokens_where_tokens_are_dropped():
+    net, images = TinyViT(depth=2).eval(), torch.randn(2, 3, 32, 32)
+    options = {"method": "lime", "samples": 30, "output": "logit", "keys": ["a", "b"]}
+    found = hp.explain(net, images, [0, 1], baseline="drop", segmentation="patches", resolution="native", **options)
+    assert found.shape == (2, 4, 4)
+    for b in range(2):
+        on = table("ab"[b], 16, 30)
+        with torch.no_grad():
+            values = [
+                float(logits_without_tokens(net, images[b : b + 1], torch.from_numpy(row == 0).view(1, 4, 4))[0, b])
+                for row in on
+            ]
+        distance = cosine_distances(on, on[:1])[:, 0]
+        weights = np.sqrt(np.exp(-(distance**2) / 0.25**2))
+        expected = slow_ridge(on.astype(float), np.array(values), weights, alpha=1.0)
+        np.testing.assert_allclose(found[b].flatten().numpy(), expected, atol=1e-4 * np.abs(expected).max())
+    blocks = hp.explain(net, images, [0, 1], baseline="drop", segmentation="grid", segments=4, **options)
+    assert len(blocks[0].unique()) == 4
+    assert torch.equal(blocks[:, :16, :16], blocks[:, :1, :1].expand(2, 16, 16))
+    with pytest.raises(InputError, match=r"whole tokens: segmentation='patches' or 'grid'"):
+        hp.explain(net, images, baseline="drop", **options)
+    with pytest.raises(UnsupportedModelError, match="patches of a vision transformer"):
+        hp.explain(TinyCNN().eval(), images, segmentation="patches", baseline=0.0, **options)
+
+
+def test_patches_as_segments_of_pixels():
+    net, images = TinyViT(depth=1).eval(), torch.randn(1, 3, 32, 32)
+    found = hp.explain(net, images, [0], method="lime", segmentation="patches", samples=60)
+    assert torch.equal(found, found[:, ::8, ::8].repeat_interleave(8, 1).repeat_interleave(8, 2))
+
+
+def brute_force_shapley(value, count):
+    """Every order of `count` players: the mean of what each adds when it comes."""
+    found = np.zeros(count)
+    for order in itertools.permutations(range(count)):
+        present = set()
+        for player in order:
+            before = value(frozenset(present))
+            present.add(player)
+            found[player] += value(frozenset(present)) - before
+    return found / math.factorial(count)
+
+
+def test_kernel_shap_of_all_coalitions_is_the_shapley_value(images):
+    model = clf()
+    regions = grid(images, 2, 3)
+
+    @functools.cache
+    def value(b, on):
+        keep = torch.isin(regions[b], torch.tensor(sorted(on), dtype=torch.long))
+        with torch.no_grad():
+            return (
+                model.probabilities(model(torch.where(keep, images[b], torch.tensor(0.3))[None]))[0, b].double().item()
+            )
+
+    on, weights = perturbation._coalitions(SampleRandom(0, ["a"]), [6], 1000)
+    assert on.shape == (1, 64, 6)
+    for b in range(3):
+        values = torch.tensor([[[value(b, frozenset(row.nonzero()[:, 0].tolist()))] for row in on[0]]])
+        found = perturbation._shapley_regression(on, values.double(), weights, torch.ones(1, 6, dtype=torch.bool))
+        expected = brute_force_shapley(functools.partial(value, b), 6)
+        np.testing.assert_allclose(found[0, :, 0].numpy(), expected, atol=1e-7)
+    maps = hp.explain(model, images, [0, 1, 2], method="kernel_shap", segments=9, segmentation="grid", baseline=0.3)
+    nine = grid(images, 3, 3)
+    inside = torch.stack([maps[0][nine[0] == s][0] for s in range(9)])
+    with torch.no_grad():
+        whole, none = (model.probabilities(model(x[None]))[0, 0] for x in (images[0], torch.full_like(images[0], 0.3)))
+    torch.testing.assert_close(inside.sum(), whole - none, atol=1e-5, rtol=0)
+
+
+def test_kernel_shap_of_a_sum_of_pixels_is_each_segments_sum_from_few_coalitions():
+    weights, images = torch.randn(2, 1, SIZE, SIZE), torch.rand(2, 1, SIZE, SIZE)
+    found = hp.explain(PixelSum(weights).eval(), images, [1, 0], method="kernel_shap", samples=40, segments=16,
+                       segmentation="grid", baseline=0.0, output="logit")  # fmt: skip
+    regions = grid(images, 4, 4)[0]
+    for b, target in enumerate((1, 0)):
+        contributions = images[b, 0] * weights[target, 0]
+        sums = torch.stack([contributions[regions == s].sum() for s in range(16)])
+        torch.testing.assert_close(found[b], sums[regions], atol=1e-5, rtol=1e-4)
+
+
+def test_coalitions_are_drawn_from_the_kernel_in_pairs():
+    on, weights = perturbation._draw_coalitions(torch.Generator().manual_seed(1), 10, 40001)
+    assert torch.equal(weights, torch.ones(40001, dtype=torch.float64))
+    assert torch.equal(on[:40000:2], ~on[1:40000:2])
+    sizes = on[::2].sum(1)
+    kernel = torch.tensor([1 / (k * (10 - k)) for k in range(1, 10)])
+    observed = torch.bincount(sizes, minlength=10)[1:] / len(sizes)
+    torch.testing.assert_close(observed, kernel / kernel.sum(), atol=0.02, rtol=0)
+    assert (on.float().mean(0) - 0.5).abs().max() < 0.02
+
+
+def test_kernel_shap_of_images_with_different_numbers_of_segments():
+    random = SampleRandom(0, ["a", "b", "c"])
+    on, weights = perturbation._coalitions(random, [1, 3, 8], 30)
+    assert on.shape == (3, 32, 8)
+    assert on[:, 0].all()
+    assert [int(row.sum()) for row in on[:, 1]] == [7, 5, 0]  # what an image lacks is always on
+    assert (weights > 0).sum(1).tolist() == [0, 6, 30]
+    alone = perturbation._coalitions(random.take([1]), [3], 30)
+    assert torch.equal(on[1, :8, :3], alone[0][0])
+
+
+def slow_occlusion(model, image, target, window, stride, baseline):
+    height, width = image.shape[-2:]
+    total, covered = np.zeros((height, width)), np.zeros((height, width))
+    with torch.no_grad():
+        plain = model.probabilities(model(image[None]))[0, target]
+        for top in range(0, math.ceil((height - window) / stride) * stride + 1, stride):
+            for left in range(0, math.ceil((width - window) / stride) * stride + 1, stride):
+                changed = image.clone()
+                changed[:, top : top + window, left : left + window] = baseline
+                loss = float(plain - model.probabilities(model(changed[None]))[0, target])
+                total[top : top + window, left : left + window] += loss
+                covered[top : top + window, left : left + window] += 1
+    return total / covered
+
+
+@pytest.mark.parametrize(("window", "stride"), [(4, None), (5, 3), (3, 3), (12, 1), (1, 1)])
+def test_occlusion_against_a_slow_replica(images, window, stride):
+    model = clf()
+    found = hp.explain(model, images, [0, 2, 1], method="occlusion", window=window, stride=stride, baseline=0.2)
+    for b, target in enumerate((0, 2, 1)):
+        expected = slow_occlusion(model, images[b], target, window, stride or max(1, window // 2), 0.2)
+        np.testing.assert_allclose(found[b].numpy(), expected, atol=1e-6)
+
+
+def test_rise_is_the_mean_of_its_masks_weighted_by_the_output(images):
+    model, keys = clf(), ["a", "b", "c"]
+    found = hp.explain(model, images, [0, 2, 1], method="rise", samples=70, cells=3, keep=0.4, baseline=0.1, keys=keys)
+    for b, target in enumerate((0, 2, 1)):
+        total = torch.zeros(SIZE, SIZE, dtype=torch.float64)
+        for k in range(70):
+            seen = 1 - SoftMasks(SampleRandom(0, [keys[b]]), (SIZE, SIZE), 3, 0.4, 70).chunk(k, k + 1)[0, 0]
+            version = images[b] * seen + 0.1 * (1 - seen)
+            with torch.no_grad():
+                total += model.probabilities(model(version[None]))[0, target].double() * seen
+        torch.testing.assert_close(found[b].double(), total / (70 * 0.4), atol=1e-6, rtol=1e-4)
+
+
+def test_soft_masks_are_an_enlarged_grid_at_a_random_place():
+    masks = SoftMasks(SampleRandom(0, ["a"]), (20, 20), 4, 0.3, 400).chunk(0, 400)[0]
+    assert masks.min() >= -1e-6
+    assert masks.max() <= 1 + 1e-6
+    assert abs(float(masks.mean()) - 0.7) < 0.03
+    slopes = (masks[:, :, 1:] - masks[:, :, :-1]).abs().amax((1, 2))
+    assert slopes.max() <= 1 / 5 + 1e-6  # a step from 0 to 1 takes a cell of 5 pixels
+    assert len({tuple(mask[0].tolist()) for mask in masks}) > 100
+    with pytest.raises(InputError, match="cells must be a whole number, from 1 to 20"):
+        SoftMasks(SampleRandom(0, ["a"]), (20, 30), 21, 0.3, 4)
+
+
+def test_token_drop_leaves_one_token_out_at_a_time():
+    net, images = TinyViT(depth=2).eval(), torch.randn(2, 3, 32, 32)
+    found = hp.explain(net, images, [3, 1], method="token_drop", output="logit", resolution="native")
+    for b, target in enumerate((3, 1)):
+        for place in range(16):
+            without = logits_without_tokens(net, images[b : b + 1], (torch.arange(16) == place).view(1, 4, 4))
+            loss = (net(images[b : b + 1]) - without)[0, target]
+            torch.testing.assert_close(found[b].flatten()[place], loss, atol=1e-5, rtol=1e-4)
+    with pytest.raises(UnsupportedModelError, match="patches of a vision transformer"):
+        hp.explain(TinyCNN().eval(), images, method="token_drop")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "occlusion", "window": 13}, "window must be a whole number, from 1 to 12"),
+        ({"method": "occlusion", "window": 4, "stride": 5}, "stride must be a whole number, from 1 to 4"),
+        ({"method": "occlusion", "window": 4, "baseline": "drop"}, "use token_drop"),
+        ({"method": "rise", "baseline": "drop"}, "use token_drop"),
+        ({"method": "rise", "baseline": "inpaint", "samples": 2}, "replaces whole pixels"),
+        ({"method": "rise", "keep": 1.0}, "keep must lie between 0 and 1"),
+        ({"method": "rise", "samples": 0}, "samples must be a whole number"),
+        ({"method": "kernel_shap", "samples": 0}, "samples must be a whole number"),
+        ({"method": "kernel_shap", "segmentation": "quickshift"}, "segmentation must be 'slic' or 'grid' or 'patches'"),
+    ],
+)
+def test_bad_options(images, options, message):
+    with pytest.raises(InputError, match=message):
+        hp.explain(clf(), images, **options)

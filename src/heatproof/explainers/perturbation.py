@@ -1,21 +1,25 @@
 """Maps from what the model says when parts of the image are replaced."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from heatproof.checks import check_count
+from heatproof.checks import check_count, check_number
+from heatproof.errors import InputError
 from heatproof.explainers.registry import explainer
 from heatproof.models import Classifier, Targets
-from heatproof.probing import Baseline, BoundProbe, SampleRandom, SegmentMasks
-from heatproof.probing.segments import make_segments
+from heatproof.models.patches import patch_grid, segments_of
+from heatproof.probing import Baseline, BoundProbe, Masks, SampleRandom, SegmentMasks, SoftMasks, WindowMasks
 
+_MASKS_AT_ONCE = 64
 _KERNEL_WIDTH = 0.25
 _ALPHA = 1.0
 
 
-@explainer("lime", family="perturbation", signed=True, paper="ribeiro2016why")
+@explainer("lime", family="perturbation", signed=True, paper="ribeiro2016why", upsampling="nearest")
 def lime(
-    model: Classifier,  # noqa: ARG001
+    model: Classifier,
     images: Tensor,
     targets: Targets,  # noqa: ARG001
     *,
@@ -42,16 +46,17 @@ def lime(
         probe: the model on masked images.
         samples: versions of the image.
         segments: about how many segments.
-        segmentation: `slic`, or a square `grid`.
+        segmentation: `slic`, a square `grid`, or the `patches` of a vision transformer, each a segment.
         features: keep the weights of this many segments, those of largest absolute value; by default all.
-        baseline: what replaces a segment that is off: `segment_mean` (of each channel), or see `make_baseline`.
+        baseline: what replaces a segment that is off: `segment_mean` (of each channel), or see `BoundProbe`. Under `drop`
+            segments are made of a vision transformer's tokens, by `grid` or `patches`.
         output: `probability` or `logit`.
 
     Returns:
-        Maps `[B, T, H, W]`: each pixel has its segment's weight.
+        Maps `[B, T, H, W]`: each pixel has its segment's weight; under `drop` on the token grid.
     """
     check_count("samples", samples)
-    regions = make_segments(segmentation, images, segments)
+    regions = segments_of(model, images, segmentation, segments, baseline)
     counts = regions.amax((1, 2)) + 1
     on = _draw_on(random, counts.tolist(), samples).to(images.device)
     if isinstance(baseline, str) and baseline == "segment_mean":
@@ -62,6 +67,234 @@ def lime(
     if features is not None:
         weights = _largest(weights, check_count("features", features))
     return _paint(weights, regions)
+
+
+@explainer("kernel_shap", family="perturbation", signed=True, paper="lundberg2017unified", upsampling="nearest")
+def kernel_shap(
+    model: Classifier,
+    images: Tensor,
+    targets: Targets,  # noqa: ARG001
+    *,
+    random: SampleRandom,
+    probe: BoundProbe,
+    samples: int = 1000,
+    segments: int = 50,
+    segmentation: str = "slic",
+    baseline: Baseline = "segment_mean",
+    output: str = "probability",
+) -> Tensor:
+    """Kernel SHAP: each segment's Shapley value, estimated by a regression on which segments are on.
+
+    The values φ minimise `Σ (f(z) − f(none) − Σ_{on} φ)²` over coalitions z drawn from the Shapley kernel, in pairs of a
+    coalition and its complement, such that they sum to `f(all) − f(none)`. Where all coalitions together are not more than
+    `samples`, each counts with its exact weight, and the values are the Shapley values.
+
+    Args:
+        model: any model.
+        images: `[B, C, H, W]`.
+        targets: `[B, T]`; with a contrast class, the difference of the outputs is explained.
+        random: the samples' random streams.
+        probe: the model on masked images.
+        samples: coalitions, beside the full and the empty one.
+        segments: about how many segments.
+        segmentation: `slic`, a square `grid`, or the `patches` of a vision transformer, each a segment.
+        baseline: what replaces a segment that is off: `segment_mean` (of each channel), or see `BoundProbe`. Under `drop`
+            segments are made of a vision transformer's tokens, by `grid` or `patches`.
+        output: `probability` or `logit`.
+
+    Returns:
+        Maps `[B, T, H, W]`: each pixel has its segment's value; under `drop` on the token grid.
+    """
+    check_count("samples", samples)
+    regions = segments_of(model, images, segmentation, segments, baseline)
+    counts = (regions.amax((1, 2)) + 1).tolist()
+    on, weights = (part.to(images.device) for part in _coalitions(random, counts, samples))
+    if isinstance(baseline, str) and baseline == "segment_mean":
+        baseline = _segment_means(images, regions)
+    values = probe(SegmentMasks(regions, on), baseline=baseline, output=output).double()
+    present = torch.arange(max(counts), device=images.device) < torch.tensor(counts, device=images.device)[:, None]
+    return _paint(_shapley_regression(on & present[:, None], values, weights, present), regions)
+
+
+@explainer("occlusion", family="perturbation", signed=True, paper="zeiler2014visualizing")
+def occlusion(
+    model: Classifier,  # noqa: ARG001
+    images: Tensor,
+    targets: Targets,  # noqa: ARG001
+    *,
+    probe: BoundProbe,
+    window: int = 32,
+    stride: int | None = None,
+    baseline: Baseline = "black",
+    output: str = "probability",
+) -> Tensor:
+    """What the output loses when a square window is replaced, averaged over the windows that cover a pixel.
+
+    Args:
+        model: any model.
+        images: `[B, C, H, W]`.
+        targets: `[B, T]`; with a contrast class, the difference of the outputs is explained.
+        probe: the model on masked images.
+        window: side of the window in pixels.
+        stride: pixels between windows, half a window by default; the last window may be cut off at the edge.
+        baseline: what replaces a pixel, see `make_filling`.
+        output: `probability` or `logit`.
+
+    Returns:
+        Maps `[B, T, H, W]`.
+    """
+    _refuse_drop(baseline, "token_drop")
+    step = max(1, window // 2) if stride is None else stride
+    masks = WindowMasks(len(images), images.shape[2:], (window,) * 2, (step,) * 2, images.device)
+    loss = probe.unmasked(output=output)[:, None] - probe(masks, baseline=baseline, output=output)
+    covered = _weighted_sum(masks, torch.ones_like(loss))
+    return (_weighted_sum(masks, loss) / covered).float()
+
+
+@explainer("rise", family="perturbation", signed=False, paper="petsiuk2018rise")
+def rise(
+    model: Classifier,  # noqa: ARG001
+    images: Tensor,
+    targets: Targets,  # noqa: ARG001
+    *,
+    random: SampleRandom,
+    probe: BoundProbe,
+    samples: int = 4000,
+    cells: int = 8,
+    keep: float = 0.5,
+    baseline: Baseline = 0.0,
+    output: str = "probability",
+) -> Tensor:
+    """RISE: the mean of random soft masks, each weighted by the output on the image seen through it.
+
+    `Σ_k f(x ⊙ M_k) M_k / (samples · keep)`, where a mask M is a random grid of `cells` × `cells`, kept with probability
+    `keep`, enlarged bilinearly and shifted at random.
+
+    Args:
+        model: any model.
+        images: `[B, C, H, W]`.
+        targets: `[B, T]`; with a contrast class, the difference of the outputs is explained, and maps can be negative.
+        random: the samples' random streams.
+        probe: the model on masked images.
+        samples: number of masks.
+        cells: cells along a side of the grid.
+        keep: probability of a cell to be kept.
+        baseline: what stands where the mask is 0, see `make_filling`: by default 0 in model-input units, as in the authors'
+            code, where the mask multiplies the normalised image.
+        output: `probability` or `logit`.
+
+    Returns:
+        Maps `[B, T, H, W]`.
+    """
+    _refuse_drop(baseline, "token_drop")
+    if not 0 < check_number("keep", keep, high=1) < 1:
+        raise InputError(f"keep must lie between 0 and 1, got {keep!r}: at an end all masks are the same.")
+    masks = SoftMasks(random, images.shape[2:], cells, keep, samples, images.device)
+    values = probe(masks, baseline=baseline, output=output)
+    kept = values.sum(1)[:, :, None, None] - _weighted_sum(masks, values)  # the masks say what is replaced
+    return (kept / (samples * keep)).float()
+
+
+@explainer(
+    "token_drop",
+    family="perturbation",
+    signed=True,
+    needs={"attention"},
+    paper="covert2021explaining",
+    upsampling="nearest",
+)
+def token_drop(
+    model: Classifier, images: Tensor, targets: Targets, *, probe: BoundProbe, output: str = "probability"
+) -> Tensor:
+    """What the output of a vision transformer loses when one token of the image is left out of its sequence.
+
+    Args:
+        model: a vision transformer that adds an absolute position embedding, see `logits_without_tokens`.
+        images: `[B, C, H, W]`.
+        targets: `[B, T]`; with a contrast class, the difference of the outputs is explained.
+        probe: the model on masked images.
+        output: `probability` or `logit`.
+
+    Returns:
+        Maps `[B, T, h, w]` on the token grid.
+    """
+    rows, columns = patch_grid(model, images)
+    masks = WindowMasks(len(images), (rows, columns), (1, 1), (1, 1), images.device)
+    loss = probe.unmasked(output=output)[:, None] - probe(masks, baseline="drop", output=output)
+    return loss.mT.reshape(len(images), targets.count, rows, columns).float()
+
+
+def _refuse_drop(baseline: Baseline, instead: str) -> None:
+    if isinstance(baseline, str) and baseline == "drop":
+        raise InputError(f"baseline='drop' takes whole tokens out, and these masks cut through them: use {instead}.")
+
+
+def _weighted_sum(masks: Masks, weights: Tensor) -> Tensor:
+    """`Σ_k weights[:, k] mask_k`, float64 `[B, T, H, W]`, a few masks at a time; weights `[B, K, T]`."""
+    total: Tensor | float = 0.0
+    for start in range(0, masks.count, _MASKS_AT_ONCE):
+        stop = min(masks.count, start + _MASKS_AT_ONCE)
+        total = total + torch.einsum(
+            "bkt,bkhw->bthw", weights[:, start:stop].double(), masks.chunk(start, stop).double()
+        )
+    return torch.as_tensor(total)
+
+
+def _coalitions(random: SampleRandom, counts: list[int], samples: int) -> tuple[Tensor, Tensor]:
+    """Which segments are on, bool `[B, K, S]`, and the weight of each version, float64 `[B, K]`.
+
+    The first version has all segments, the second none, both of weight 0; segments that an image lacks are always on.
+    """
+    drawn = [
+        _all_coalitions(count)
+        if 2**count - 2 <= samples
+        else _draw_coalitions(random.generator(row, "kernel shap"), count, samples)
+        for row, count in enumerate(counts)
+    ]
+    most = max(len(weights) for _, weights in drawn)
+    on = torch.ones(len(counts), most + 2, max(counts), dtype=torch.bool)
+    weights = torch.zeros(len(counts), most + 2, dtype=torch.float64)
+    for row, (chosen, weight) in enumerate(drawn):
+        on[row, 1, : counts[row]] = False
+        on[row, 2 : len(chosen) + 2, : counts[row]] = chosen
+        weights[row, 2 : len(chosen) + 2] = weight
+    return on, weights
+
+
+def _all_coalitions(count: int) -> tuple[Tensor, Tensor]:
+    """Every coalition of `count` segments but the full and the empty one, with the weight of the Shapley kernel."""
+    number = torch.arange(1, 2**count - 1)
+    on = (number[:, None] >> torch.arange(count)) % 2 == 1
+    sizes = on.sum(1).tolist()
+    weights = [(count - 1) / (math.comb(count, size) * size * (count - size)) for size in sizes]
+    return on, torch.tensor(weights, dtype=torch.float64)
+
+
+def _draw_coalitions(generator: torch.Generator, count: int, samples: int) -> tuple[Tensor, Tensor]:
+    """`samples` coalitions drawn from the Shapley kernel, each odd one the complement of the one before."""
+    sizes = torch.arange(1, count, dtype=torch.float64)
+    pairs = -(-samples // 2)
+    size = 1 + torch.multinomial(1 / (sizes * (count - sizes)), pairs, replacement=True, generator=generator)
+    ranks = torch.rand(pairs, count, generator=generator).argsort(1).argsort(1)
+    on = ranks < size[:, None]
+    both = torch.stack([on, ~on], 1).flatten(0, 1)[:samples]
+    return both, torch.ones(samples, dtype=torch.float64)
+
+
+def _shapley_regression(on: Tensor, values: Tensor, weights: Tensor, present: Tensor) -> Tensor:
+    """The Shapley values `[B, S, T]` by least squares under the constraint that they sum to f(all) − f(none).
+
+    on `[B, K, S]` and values `[B, K, T]`, the first version with all segments, the second with none; weights `[B, K]`;
+    present `[B, S]` are the segments that an image has. The Lagrange multiplier is one more unknown.
+    """
+    x, full, none = on.double(), values[:, 0], values[:, 1]
+    count = x.shape[2]
+    system = x.new_zeros(len(x), count + 1, count + 1)
+    system[:, :count, :count] = (x * weights[:, :, None]).mT @ x + torch.diag_embed((~present).double())
+    system[:, :count, count] = system[:, count, :count] = present.double()
+    right = torch.cat([(x * weights[:, :, None]).mT @ (values - none[:, None]), (full - none)[:, None]], 1)
+    solution: Tensor = torch.linalg.pinv(system, hermitian=True) @ right  # too few coalitions: the smallest values
+    return solution[:, :count]
 
 
 def _draw_on(random: SampleRandom, counts: list[int], samples: int) -> Tensor:

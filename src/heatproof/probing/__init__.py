@@ -1,7 +1,17 @@
 """Engine 2: what does the model say when these pixels are replaced? Masked forward passes, for explainers and metrics."""
 
 from heatproof.probing.baselines import BASELINES, Baseline, make_baseline
-from heatproof.probing.masks import Masks, Ranking, RankMasks, SegmentMasks, SubsetMasks, rank_pixels
+from heatproof.probing.masks import (
+    Masks,
+    NestedSubsetMasks,
+    Ranking,
+    RankMasks,
+    SegmentMasks,
+    SoftMasks,
+    SubsetMasks,
+    WindowMasks,
+    rank_pixels,
+)
 from heatproof.probing.microbatch import MicroBatch, measure_batch_size
 from heatproof.probing.precision import Precision, bf16_supported, check_precision
 from heatproof.probing.probe import BoundProbe, bind
@@ -13,12 +23,15 @@ __all__ = [
     "BoundProbe",
     "Masks",
     "MicroBatch",
+    "NestedSubsetMasks",
     "Precision",
     "RankMasks",
     "Ranking",
     "SampleRandom",
     "SegmentMasks",
+    "SoftMasks",
     "SubsetMasks",
+    "WindowMasks",
     "bf16_supported",
     "bind",
     "check_precision",

@@ -56,9 +56,13 @@ def rank_pixels(values: Tensor, random: SampleRandom) -> Ranking:
     shuffled = random.permutation(flat.shape[1], purpose="ranking ties").to(flat.device)
     sorting = flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
     order = shuffled.gather(1, sorting)
-    positions = torch.arange(flat.shape[1], device=flat.device, dtype=torch.int32).expand_as(order)
-    ranks = torch.empty_like(order, dtype=torch.int32).scatter_(1, order, positions)
-    return Ranking(order, ranks.view(values.shape))
+    return Ranking(order, _places(order).view(values.shape))
+
+
+def _places(order: Tensor) -> Tensor:
+    """The place of each index in the permutations `order` `[B, P]`, int32 `[B, P]`."""
+    positions = torch.arange(order.shape[1], device=order.device, dtype=torch.int32).expand_as(order)
+    return torch.empty_like(order, dtype=torch.int32).scatter_(1, order, positions)
 
 
 class RankMasks:
@@ -143,6 +147,50 @@ class SubsetMasks:
         return flat.gather(2, self._index).sum(-1)
 
 
+class NestedSubsetMasks:
+    """`runs` draws of random pixels, each in all `counts`, the smaller sets within the larger: `runs · len(counts)` masks.
+
+    For each of B images of `size` (H, W). They are drawn anew whenever they are needed, as sets of many pixels are large. A
+    draw does not depend on how many follow it.
+
+    >>> masks = NestedSubsetMasks(SampleRandom(0, ["a"]), (1, 4), [1, 3], 2)
+    >>> masks.chunk(0, masks.count).sum((2, 3)).tolist()
+    [[1, 3, 1, 3]]
+    """
+
+    def __init__(
+        self, random: SampleRandom, size: Sequence[int], counts: Sequence[int], runs: int,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        self._random, self._size, self._device = random, tuple(size), device
+        self._counts = [check_count("counts", count, high=math.prod(size)) for count in counts]
+        self._runs = check_count("runs", runs)
+
+    @property
+    def count(self) -> int:
+        """The number of masks of each image."""
+        return self._runs * len(self._counts)
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """The masks `start:stop`, bool `[B, stop - start, H, W]`."""
+        each = len(self._counts)
+        masks = [
+            _places(self._order(run))[:, None]
+            < torch.tensor(self._counts[max(0, start - run * each) : stop - run * each], device=self._device)[:, None]
+            for run in range(start // each, -(-stop // each))
+        ]
+        return torch.cat(masks, 1).view(len(self._random), -1, *self._size)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums of `values` `[B, H, W]` over the pixels of each mask, float64 `[B, count]`."""
+        flat, last = values.flatten(1).double(), torch.tensor(self._counts, device=self._device) - 1
+        found = [flat.gather(1, self._order(run)).cumsum(1)[:, last] for run in range(self._runs)]
+        return torch.cat(found, 1)
+
+    def _order(self, run: int) -> Tensor:
+        return self._random.permutation(math.prod(self._size), purpose=f"subset {run}").to(self._device)
+
+
 class SegmentMasks:
     """Mask k replaces the segments that `on[b, k]` leaves out.
 
@@ -165,3 +213,93 @@ class SegmentMasks:
         """The masks `start:stop`, bool `[B, stop - start, H, W]`."""
         index = self._index.expand(-1, stop - start, -1)
         return self._off[:, start:stop].gather(2, index).view(len(index), -1, *self._shape)
+
+
+class WindowMasks:
+    """Mask k replaces a window of `window` (height, width) pixels; windows are `stride` apart, the last cut off at the edge.
+
+    For `batch` images of `size` (H, W): the windows row by row, as many as are needed to cover the image.
+
+    >>> masks = WindowMasks(1, (1, 4), (1, 3), (1, 2))
+    >>> masks.chunk(0, masks.count).int().tolist()
+    [[[[1, 1, 1, 0]], [[0, 0, 1, 1]]]]
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        size: Sequence[int],
+        window: Sequence[int],
+        stride: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._batch = batch
+        self._lines = [
+            _covering(side, check_count("window", extent, high=side), check_count("stride", step, high=extent)).to(
+                device
+            )
+            for side, extent, step in zip(size, window, stride, strict=True)
+        ]
+
+    @property
+    def count(self) -> int:
+        """The number of masks of each image."""
+        rows, columns = self._lines
+        return len(rows) * len(columns)
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """The masks `start:stop`, bool `[B, stop - start, H, W]`."""
+        rows, columns = self._lines
+        number = torch.arange(start, stop, device=rows.device)
+        masks = rows[number // len(columns)][:, :, None] & columns[number % len(columns)][:, None]
+        return masks.expand(self._batch, -1, -1, -1)
+
+
+def _covering(side: int, extent: int, step: int) -> Tensor:
+    """The pixels of a line of `side` that each of its windows covers, bool `[windows, side]`."""
+    starts = torch.arange(-(-(side - extent) // step) + 1)[:, None] * step
+    place = torch.arange(side)
+    return (place >= starts) & (place < starts + extent)
+
+
+class SoftMasks:
+    """Random grids of `cells` × `cells`, enlarged bilinearly and shifted at random: the replaced share of each pixel.
+
+    A cell is kept with probability `keep`. The grid is enlarged to one cell more than the image and cut out at a random
+    place, as in `petsiuk2018rise`. A mask does not depend on how many follow it.
+    """
+
+    def __init__(
+        self,
+        random: SampleRandom,
+        size: Sequence[int],
+        cells: int,
+        keep: float,
+        count: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._random, self._size, self._keep, self._device = random, tuple(size), keep, device
+        self._cells = check_count("cells", cells, high=min(size))
+        self._count = check_count("samples", count)
+
+    @property
+    def count(self) -> int:
+        """The number of masks of each image."""
+        return self._count
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """The masks `start:stop`, float32 `[B, stop - start, H, W]`, 1 = replaced."""
+        rows = range(len(self._random))
+        return torch.stack([torch.stack([self._mask(row, k) for k in range(start, stop)]) for row in rows]).to(
+            self._device
+        )
+
+    def _mask(self, row: int, number: int) -> Tensor:
+        generator = self._random.generator(row, f"soft mask {number}")
+        kept = (torch.rand(self._cells, self._cells, generator=generator) < self._keep).float()
+        cell = [-(-side // self._cells) for side in self._size]
+        enlarged = torch.nn.functional.interpolate(
+            kept[None, None], [(self._cells + 1) * extent for extent in cell], mode="bilinear", align_corners=False
+        )[0, 0]
+        top, left = (int(torch.randint(extent, (), generator=generator)) for extent in cell)
+        return 1 - enlarged[top : top + self._size[0], left : left + self._size[1]]

@@ -79,7 +79,7 @@ class BoundProbe:
 
     def unmasked(self, *, output: str = "probability") -> Tensor:
         """The output on the images as they are, `[B, ...]`; the forward pass runs once, however often it is asked for."""
-        return self._scores(self.model.output(output)(self._logits)[:, None])[:, 0]
+        return self._scores(self.model.output(output)(self.unmasked_logits)[:, None])[:, 0]
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits `[n, classes]` of any images, under the probe's precision and micro-batch; no gradients."""
@@ -87,7 +87,8 @@ class BoundProbe:
             return self.micro.run(self._forward, images)
 
     @cached_property
-    def _logits(self) -> Tensor:
+    def unmasked_logits(self) -> Tensor:
+        """The logits of the images themselves, `[B, classes]`."""
         return self.logits(self.images)
 
     def _filling(self, baseline: Baseline) -> Filling:
