@@ -1,5 +1,6 @@
 """Front doors `score` and `curve`: maps in, numbers out."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from heatproof.models import Classifier, as_classifier
 from heatproof.probing import MicroBatch, Precision, SampleRandom, bind
 from heatproof.probing.progress import bar
 
-Explain: TypeAlias = str | tuple[str, Mapping[str, Any]] | Callable[[Tensor, Tensor], Tensor]
+Explain: TypeAlias = str | tuple[str, Mapping[str, Any]] | Callable[..., Tensor]
 Request: TypeAlias = str | tuple[str, Mapping[str, Any]] | Mapping[str, Any]
 
 R = TypeVar("R")
@@ -61,8 +62,9 @@ def score(
             under `tokens=True` also on their own grid, `[B, h, w]` or `[B, T, h, w]`.
         metric: a name of `metrics()`.
         explain: how the maps were made, for metrics that explain changed images: a method's name, `(name, options)`, or a
-            callable `(images [n, C, H, W], targets [n]) -> maps [n, H, W]`. A method is run under the `seed` and the
-            keys given here, so what it draws for a sample is the same for every version of it: give those of the maps.
+            callable `(images [n, C, H, W], targets [n]) -> maps [n, H, W]`, which for metrics that change the model takes
+            `model`, a `Classifier`, as well. A method is run under the `seed` and the keys given here, so what it draws
+            for a sample is the same for every version of it: give those of the maps.
         targets: the explained classes, `[B]` or `[B, T]`; by default the model's own prediction.
         roi: the expert's regions, `[B, H, W]` or `[B, T, H, W]` as the maps are; counted where > 0.
         keys: the samples' ids, from which random draws come; by default a hash of each image.
@@ -152,11 +154,13 @@ def score_many(
     _check_needs(requests, explain, roi)
     context = _context(model, explain, batch_size, precision, seed)
     calls = {request.label: request.call for request in requests}
+    cohorts = {request.label for request in requests if "cohort" in request.entry.needs}
     with torch.inference_mode(False), torch.no_grad():  # the caller's mode is no obstacle
         samples = _check_samples(context.classifier, images, maps, requests, targets, roi, keys)
-        found = _collect(context, samples, calls, progress)
+        found = _collect(context, samples, {k: call for k, call in calls.items() if k not in cohorts}, progress)
+        found |= _collect_cohorts(context, samples, {k: call for k, call in calls.items() if k in cohorts}, progress)
     shape = maps.shape[:-2]
-    return {label: torch.cat(values).float().view(shape) for label, values in found.items()}
+    return {label: torch.cat(found[label]).float().view(shape) for label in calls}
 
 
 def curve(
@@ -173,13 +177,13 @@ def curve(
     seed: int = 0,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The curve whose area a metric is: the model's output as more and more of the image changes in the order of the map.
+    """The curve whose area or mean a metric is: such as the model's output as the image changes in the order of the map.
 
     Args:
         model: as in `score`, like all that follows.
         images: `[B, C, H, W]`.
         maps: `[B, H, W]` or `[B, T, H, W]`.
-        metric: `deletion`, `insertion` or another metric that is the area under a curve.
+        metric: `deletion`, `insertion` or another metric that is the area under a curve, or its mean.
         targets: `[B]` or `[B, T]`.
         keys: the samples' ids.
         batch_size: images in one forward pass.
@@ -189,8 +193,8 @@ def curve(
         **options: of the metric, see `metrics()[metric].options`.
 
     Returns:
-        float32 x `[P]`, the changed share of the pixels from 0 to 1 with both ends, and y `[B, P]` (`[B, T, P]`), the output
-        there; NaN for an undefined map.
+        float32 x `[P]`, the changed share of the pixels (or tokens, or windows), and y `[B, P]` (`[B, T, P]`), the output
+        there, or what the metric says; NaN for an undefined map.
 
     Raises:
         InputError: an argument is not what it must be, or the metric has no curve.
@@ -204,8 +208,11 @@ def curve(
     """
     request = _parse_one((metric, options))
     if request.entry.curve is None:
-        known = ", ".join(sorted(name for name, entry in METRICS.items() if entry.curve is not None))
-        raise InputError(f"{metric} is not the area under a curve. Those that are: {known}.")
+        areas, means = (
+            ", ".join(sorted(name for name, entry in METRICS.items() if entry.of_curve == kind))
+            for kind in ("area", "mean")
+        )
+        raise InputError(f"{metric} is not the area under a curve. Those that are: {areas}; the mean of one: {means}.")
     context = _context(model, None, batch_size, precision, seed)
     with torch.inference_mode(False), torch.no_grad():
         samples = _check_samples(context.classifier, images, maps, [request], targets, None, keys)
@@ -226,6 +233,8 @@ def _collect(
 ) -> dict[str, list[R]]:
     """What each of `calls` makes of the samples, a few images at a time; they share what a `Case` keeps."""
     found: dict[str, list[R]] = {label: [] for label in calls}
+    if not calls:
+        return found
     with bar("scoring", len(samples.images) * len(calls), progress) as show:
         meter = _Meter(show)
         for start in range(0, len(samples.images), _IMAGES_AT_ONCE):
@@ -235,6 +244,24 @@ def _collect(
                 with meter.covering(len(part.images)):
                     found[label].append(call(case))
     return found
+
+
+def _collect_cohorts(
+    context: "_Context", samples: "_Samples", calls: Mapping[str, Callable[[Case], Tensor]], progress: bool
+) -> dict[str, list[Tensor]]:
+    """As `_collect`, of calls that need all samples at once: the maps of each column of targets are a cohort."""
+    if not calls:
+        return {}
+    found: dict[str, list[Tensor]] = {label: [] for label in calls}
+    columns = samples.targets.shape[1]
+    with bar("scoring", len(samples.images) * columns * len(calls), progress) as show:
+        meter = _Meter(show)
+        for column in range(columns):
+            case = context.case(samples.column(column), meter)
+            for label, call in calls.items():
+                with meter.covering(len(samples.images)):
+                    found[label].append(call(case))
+    return {label: [torch.stack(values, 1)] for label, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -309,6 +336,12 @@ class _Samples:
         roi = None if self.roi is None else self.roi[start:stop]
         rows = slice(start, stop)
         return _Samples(self.images[rows], self.targets[rows], self.maps[rows], roi, self.keys[rows])
+
+    def column(self, number: int) -> "_Samples":
+        """All images with one of their maps each."""
+        one = slice(number, number + 1)
+        roi = None if self.roi is None else self.roi[:, one]
+        return _Samples(self.images, self.targets[:, one], self.maps[:, one], roi, self.keys)
 
 
 def _check_samples(
@@ -399,17 +432,17 @@ class _Context:
             explainer=self._explainer(keys),
         )
 
-    def _explainer(self, keys: list[str]) -> Callable[[Tensor, Tensor], Tensor] | None:
+    def _explainer(self, keys: list[str]) -> Callable[[Tensor, Tensor, Classifier | None], Tensor] | None:
         if self.explain is None:
             return None
         if not isinstance(self.explain, str | tuple):
             return _in_groups(self.explain, self.batch_size or _IMAGES_AT_ONCE)
         method, options = (self.explain, {}) if isinstance(self.explain, str) else self.explain
 
-        def explain(images: Tensor, targets: Tensor) -> Tensor:
+        def explain(images: Tensor, targets: Tensor, model: Classifier | None) -> Tensor:
             with torch.enable_grad():
                 return explanation.explain(
-                    self.classifier,
+                    model or self.classifier,
                     images,
                     targets,
                     method=method,
@@ -423,15 +456,26 @@ class _Context:
         return explain
 
 
-def _in_groups(function: Callable[[Tensor, Tensor], Tensor], size: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _in_groups(function: Callable[..., Tensor], size: int) -> Callable[[Tensor, Tensor, Classifier | None], Tensor]:
     """The user's callable on a few images at a time, free to use gradients."""
 
-    def explain(images: Tensor, targets: Tensor) -> Tensor:
+    def explain(images: Tensor, targets: Tensor, model: Classifier | None) -> Tensor:
+        if model is not None and not _takes_model(function):
+            raise InputError(
+                "This metric explains a changed copy of the model, and the callable explains its own: give explain= as a "
+                "method's name or (name, options), or a callable (images, targets, *, model)."
+            )
+        given = {} if model is None else {"model": model}
         with torch.enable_grad():
-            maps = [function(x, t) for x, t in zip(images.split(size), targets.split(size), strict=True)]
+            maps = [function(x, t, **given) for x, t in zip(images.split(size), targets.split(size), strict=True)]
         return torch.cat([found.detach() for found in maps])
 
     return explain
+
+
+def _takes_model(function: Callable[..., Tensor]) -> bool:
+    parameters = inspect.signature(function).parameters
+    return "model" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 class _Meter:

@@ -1,4 +1,4 @@
-"""Deletion and insertion."""
+"""Deletion, insertion and their kin."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,12 @@ import torch
 
 from heatproof.errors import InputError
 from heatproof.metrics import METRICS
-from heatproof.metrics.faithfulness import deletion, insertion
+from heatproof.metrics.faithfulness import deletion, insertion, lerf, monotonicity_arya, road, srg
 from heatproof.metrics.registry import Curve
 from heatproof.models import Classifier
-from support.cases import PixelSum, Wavy, make_case
+from heatproof.probing import SampleRandom
+from heatproof.probing.inpainting import NOISE, inpaint
+from support.cases import PixelSum, Wavy, float64_output, make_case
 
 LINEAR = {"baseline": 0.0, "output": "logit"}
 
@@ -158,3 +160,118 @@ def test_the_area_follows_the_trapezoid_rule_on_uneven_steps():
 def test_an_impossible_step_is_refused(images, curve, step):
     with pytest.raises(InputError, match="step must be a whole number, from 1 to 64"):
         curve(make_case(Wavy(), images, torch.rand(4, 8, 8)), step=step, baseline=0.0)
+
+
+# least relevant first, and the gain of one order over the other
+
+
+def test_ascending_order_by_hand():
+    # the example of above: in ascending order c (1), d (2), a (3), b (4); contributions 6, −4, 1 and 1 of a sum of 4
+    images = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    maps = torch.tensor([[[3.0, 4.0], [1.0, 2.0]]])
+    case = make_case(PixelSum(torch.tensor([[[[1.0, 0.5], [2.0, -1.0]]]])), images, maps)
+    assert lerf(case, step=1, **LINEAR).y.tolist() == [[4, -2, 2, 1, 0]]
+    assert lerf(case, step=3, **LINEAR).y.tolist() == [[4, 1, 0]]
+    gain = srg(case, step=1, **LINEAR)
+    assert gain.y.tolist() == [[0, -5, 0, -5, 0]]
+    assert gain.area.item() == pytest.approx(-10 / 4)
+
+
+@pytest.mark.parametrize("step", [1, 5, None])
+def test_the_lowest_first_is_the_highest_first_of_the_opposite_map(images, step):
+    maps = torch.randn(4, 8, 8)
+    opposite = deletion(make_case(Wavy(), images, -maps), step=step, baseline=0.0)
+    case = make_case(Wavy(), images, maps)
+    found = lerf(case, step=step, baseline=0.0)
+    assert torch.equal(found.x, opposite.x)
+    assert torch.allclose(found.y, opposite.y, atol=1e-6)
+    difference = found.area - deletion(case, step=step, baseline=0.0).area
+    assert torch.allclose(srg(case, step=step, baseline=0.0).area, difference, atol=1e-6)
+
+
+def test_the_gain_of_a_linear_model_in_closed_form(images):
+    weights, maps = torch.randn(1, 1, 8, 8), torch.randn(4, 8, 8)
+    shares = (images[:, 0] * weights[0, 0]).flatten(1).double()
+    place = (torch.arange(64) + 0.5) / 64
+    ranked = shares.gather(1, maps.flatten(1).argsort(1, descending=True))
+    expected = (ranked * (place.flip(0) - place)).sum(1)
+    assert torch.allclose(srg(make_case(PixelSum(weights), images, maps), step=1, **LINEAR).area, expected, atol=1e-5)
+
+
+# remove and debias
+
+
+@pytest.mark.parametrize("output", ["probability", "logit"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_road_against_one_imputed_image_at_a_time(channels, output):
+    images, maps, targets = torch.randn(3, channels, 9, 8), torch.randn(3, 9, 8), torch.tensor([0, 2, 1])
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * 72, 3), torch.nn.Tanh()).eval()
+    found = road(make_case(net, images, maps, targets), output=output)
+    counts = [7, 14, 21, 28, 36, 43, 50, 57, 64]  # tenths of 72, rounded down
+    assert found.x.tolist() == pytest.approx([count / 72 for count in counts])
+    for b in range(3):
+        f = float64_output(net, int(targets[b]), output)
+        noise = NOISE * SampleRandom(0, [str(b)]).normal(channels, 9, 8, purpose="inpaint noise")
+        order = sorted(range(72), key=lambda p: -maps[b].flatten()[p])
+        for k, count in enumerate(counts):
+            mask = torch.zeros(72, dtype=torch.bool)
+            mask[order[:count]] = True
+            changed = inpaint(images[b : b + 1], mask.view(1, 1, 9, 8), noise)[0, 0]
+            assert found.y[b, k].item() == pytest.approx(f(changed.double().numpy()), abs=1e-5)
+        assert found.mean[b].item() == pytest.approx(float(found.y[b].double().mean()))
+
+
+def test_road_of_decisions(images):
+    # Class 1 wins as long as the first pixel is there.
+    weights = torch.zeros(2, 1, 8, 8)
+    weights[1, 0, 0, 0] = 1.0
+    maps, images = torch.rand(2, 8, 8), torch.ones(2, 1, 8, 8)
+    maps[0, 0, 0], maps[1, 0, 0] = 2.0, -1.0  # the first to go, and the last
+    given = {"output": "prediction", "baseline": -1.0}
+    case = make_case(PixelSum(weights), images, maps)
+    assert road(case, **given).y.tolist() == [[0] * 9, [1] * 9]
+    both = make_case(
+        Classifier(PixelSum(weights - 0.5 / 64).eval(), task="multilabel"), images, maps, torch.tensor([0, 1])
+    )
+    # the logit of the first class is −0.5 and rises as pixels turn to −1, to 0 with half of them: no until then
+    assert road(both, **given).y.tolist() == [[1, 1, 1, 1, 1, 0, 0, 0, 0], [1] * 9]
+
+
+# adding pixels in ascending order
+
+
+def test_monotonicity_by_hand():
+    # ascending |a|: c (1), d (2), a (3), b (4); they add 6, −4, 1, 1: three steps of four do not fall
+    images = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    maps = torch.tensor([[[-3.0, 4.0], [1.0, -2.0]]])
+    case = make_case(PixelSum(torch.tensor([[[[1.0, 0.5], [2.0, -1.0]]]])), images, maps)
+    assert monotonicity_arya(case, step=1, **LINEAR).item() == 0.75
+    assert monotonicity_arya(case, step=2, **LINEAR).item() == 1.0  # 6 − 4 and 1 + 1
+    assert monotonicity_arya(case, step=3, **LINEAR).item() == 0.5  # the first step is the short one: 6, and then −2
+
+
+def test_steps_that_change_nothing_do_not_fall(images):
+    weights = torch.zeros(1, 1, 8, 8)
+    weights[0, 0, :4] = 0.1
+    case = make_case(PixelSum(weights), images.abs() + 1, torch.randn(4, 8, 8))
+    assert monotonicity_arya(case, step=1, **LINEAR).tolist() == [1.0] * 4
+    falling = make_case(PixelSum(-weights), images.abs() + 1, torch.randn(4, 8, 8))
+    assert monotonicity_arya(falling, step=1, **LINEAR).tolist() == [0.5] * 4
+
+
+@pytest.mark.parametrize("step", [1, 4, None])
+def test_monotonicity_against_a_slow_replica(images, step):
+    maps, targets = torch.randn(4, 8, 8), torch.tensor([0, 2, 1, 0])
+    found = monotonicity_arya(make_case(Wavy(), images, maps, targets), step=step, baseline=0.3)
+    for b in range(4):
+        f = float64_output(Wavy(), int(targets[b]), "probability")
+        points = slow_curve(f, images[b].numpy(), -maps[b].abs().numpy(), step or 8, np.full((1, 8, 8), 0.3), True)
+        assert found[b].item() == pytest.approx(np.mean(np.diff(points) >= 0), abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", [lerf, srg, road])
+def test_a_curve_of_a_map_of_negative_values_is_that_of_the_map_shifted(images, metric):
+    maps = torch.rand(4, 8, 8)
+    given = {} if metric is road else {"baseline": 0.0}
+    found = [metric(make_case(Wavy(), images, tried), **given).y for tried in (maps, maps - 2)]
+    assert torch.equal(*found)

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from heatproof.errors import InputError
-from heatproof.metrics.faithfulness import faithfulness_correlation, faithfulness_estimate, pearson
+from heatproof.metrics.faithfulness import faithfulness_correlation, faithfulness_estimate
+from heatproof.metrics.faithfulness.correlations import pearson
 from heatproof.models import Classifier
 from heatproof.probing import SampleRandom
 from support.cases import PixelSum, Wavy, make_case, slow_estimate, slow_pearson

@@ -1,5 +1,6 @@
 """Models and cases whose scores are known, and slow float64 replicas to compare with."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -44,7 +45,7 @@ def make_case(
     targets: Tensor | None = None,
     *,
     roi: Tensor | None = None,
-    explainer: Callable[[Tensor, Tensor], Tensor] | None = None,
+    explainer: Callable[..., Tensor] | None = None,
     seed: int = 0,
     keys: list[str] | None = None,
     batch_size: int = 16,  # given, so that equal calls give equal numbers
@@ -56,12 +57,29 @@ def make_case(
     probe = bind(
         classifier, images, lambda out: out.gather(1, targets[:, None])[:, 0], random=random, batch_size=batch_size
     )
-    return Case(classifier, images, targets, maps, random, probe, roi, explainer)
+
+    def explain(images: Tensor, targets: Tensor, model: Classifier | None) -> Tensor:
+        assert explainer is not None
+        return explainer(images, targets) if model is None else explainer(images, targets, model=model)
+
+    return Case(classifier, images, targets, maps, random, probe, roi, explainer and explain)
 
 
 def localization_case(maps: Tensor, roi: Tensor) -> Case:
     """A case for metrics that compare maps with regions."""
     return make_case(nn.Flatten(), torch.zeros(len(maps), 1, *maps.shape[1:]), maps, roi=roi)
+
+
+def float64_output(net: nn.Module, target: int, output: str) -> Callable[[Array], float]:
+    """The target's output of a copy of `net` in float64 on one image `[C, H, W]`, multi-class."""
+    precise = copy.deepcopy(net).double().eval()
+
+    def f(image: Array) -> float:
+        with torch.no_grad():
+            logits = precise(torch.from_numpy(image)[None])[0]
+        return float((logits.softmax(0) if output == "probability" else logits)[target])
+
+    return f
 
 
 def slow_pearson(x: Array, y: Array) -> float:

@@ -8,10 +8,33 @@ import sys
 from collections.abc import Mapping
 from types import ModuleType
 
-from heatproof.metrics import complexity, faithfulness, localization, robustness
+from heatproof.metrics import (
+    axiomatic,
+    complexity,
+    faithfulness,
+    localization,
+    mosaics,
+    randomization,
+    robustness,
+    stability,
+)
 from heatproof.metrics.registry import METRICS, Case, Curve, Metric, metric
 
-__all__ = ["METRICS", "Case", "Curve", "Metric", "complexity", "faithfulness", "localization", "metric", "robustness"]
+__all__ = [
+    "METRICS",
+    "Case",
+    "Curve",
+    "Metric",
+    "axiomatic",
+    "complexity",
+    "faithfulness",
+    "localization",
+    "metric",
+    "mosaics",
+    "randomization",
+    "robustness",
+    "stability",
+]
 
 
 class _CallablePackage(ModuleType):

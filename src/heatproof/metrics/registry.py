@@ -1,23 +1,27 @@
 """The metrics by name, and the case that a metric is handed."""
 
-from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from heatproof.errors import InputError
 from heatproof.models import Classifier
-from heatproof.probing import BoundProbe, SampleRandom
+from heatproof.probing import Baseline, BoundProbe, Masks, SampleRandom
 from heatproof.registry import Entry, Registry, entry_fields
 
 T = TypeVar("T")
 
 
+Summary: TypeAlias = Literal["area", "mean"]
+Passes: TypeAlias = Callable[[Mapping[str, Any], int], Mapping[Hashable, int]]
+
+
 class Curve(NamedTuple):
-    """The output along a sequence of changes: at the shares `x` `[P]` of the image, from 0 to 1, the values `y` `[N, P]`."""
+    """Values along a sequence of changes: at the shares `x` `[P]` of the image, within 0 and 1, the values `y` `[N, P]`."""
 
     x: Tensor
     y: Tensor
@@ -27,19 +31,28 @@ class Curve(NamedTuple):
         """The area under each curve by the trapezoid rule, float64 `[N]`."""
         return torch.trapezoid(self.y.double(), self.x.double())
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean of each curve over its defined points, float64 `[N]`; NaN where none is."""
+        return self.y.double().nanmean(1)
+
 
 @dataclass(frozen=True)
 class Metric(Entry):
     """A metric and its metadata.
 
-    `bounds` are the least and the largest value it can take (None: unbounded). Where `function` is the area under a curve,
-    `curve` is the function, of the same options, that gives the `Curve`.
+    `bounds` are the least and the largest value it can take (None: unbounded). Where `function` is the area under a curve
+    or its mean, as `of_curve` says, `curve` is the function, of the same options, that gives the `Curve`. `passes` predicts,
+    from the options and the pixels of an image, the forward passes over changed images of one sample: sets of changed
+    images that metrics share have the same key.
     """
 
     category: str
     higher_is_better: bool
     bounds: tuple[float | None, float | None]
     curve: Callable[..., Curve] | None = None
+    of_curve: Summary | None = None
+    passes: Passes | None = None
 
 
 @dataclass(frozen=True)
@@ -58,20 +71,22 @@ class Case:
     random: SampleRandom
     probe: BoundProbe
     roi: Tensor | None = None
-    explainer: Callable[[Tensor, Tensor], Tensor] | None = None
+    explainer: Callable[[Tensor, Tensor, Classifier | None], Tensor] | None = None
     _shared: dict[Hashable, Any] = field(default_factory=dict)
 
-    def explain(self, images: Tensor) -> Tensor:
+    def explain(self, images: Tensor, *, model: Classifier | None = None, targets: Tensor | None = None) -> Tensor:
         """Maps `[m·N, H, W]` of m changed versions of all samples, `[m·N, C, H, W]`, by the method under test.
 
-        The versions stand one after another (`[N]` of the first, then of the second). Each sample keeps its target and its
-        random draws, so that a method that draws does not change by chance.
+        The versions stand one after another (`[N]` of the first, then of the second). Each sample keeps its target, unless
+        `targets` `[N]` names others, and its random draws, so that a method that draws does not change by chance. `model`
+        is explained in place of the case's own: a changed copy of it.
         """
         if self.explainer is None:
             raise InputError(
                 "This metric explains changed images: pass explain= (a method name, (name, options) or a callable)."
             )
-        maps = self.explainer(images, self.targets.repeat(len(images) // len(self.images)))
+        chosen = self.targets if targets is None else targets
+        maps = self.explainer(images, chosen.repeat(len(images) // len(self.images)), model)
         if maps.shape != (len(images), *self.maps.shape[1:]):
             raise InputError(
                 f"explain= must give maps {[len(images), *self.maps.shape[1:]]} for images {list(images.shape)}, "
@@ -85,6 +100,27 @@ class Case:
             self._shared[key] = compute()
         value: T = self._shared[key]
         return value
+
+    def masked_logits(self, key: Hashable, masks: Callable[[], Masks], baseline: Baseline) -> Tensor:
+        """The logits `[N, K, classes]` on masked images; metrics that ask for the same masks, by `key`, share the passes."""
+        # what has no hash is no baseline either, as the probe will say
+        known = baseline if isinstance(baseline, Hashable) else None
+        probe = replace(self.probe, score=lambda logits: logits)  # of every class
+        return self.shared(("masked", key, known), lambda: probe(masks(), baseline=baseline, output="logit"))
+
+    def masked(self, key: Hashable, masks: Callable[[], Masks], baseline: Baseline, output: str) -> Tensor:
+        """The target's output `[N, K]` on masked images, shared as `masked_logits` are."""
+        return self.of_target(self.model.output(output)(self.masked_logits(key, masks, baseline)))
+
+    def of_target(self, outputs: Tensor) -> Tensor:
+        """The target's part of `outputs` `[N, K, classes]`, `[N, K]`."""
+        return outputs.gather(2, self.targets[:, None, None].expand(-1, outputs.shape[1], 1))[:, :, 0]
+
+    def decisions(self, logits: Tensor) -> Tensor:
+        """What the model decides by `logits` `[N, K, classes]`: its class; multi-label, whether the target; `[N, K]`."""
+        if self.model.task == "multiclass":
+            return logits.argmax(2)
+        return self.of_target(logits) > 0
 
     def values(self, absolute: bool) -> tuple[Tensor, Tensor]:
         """The maps, or their absolute values, and where they rank nothing (bool `[N]`, see `undefined`)."""
@@ -120,26 +156,31 @@ def metric(
     paper: str,
     bounds: tuple[float | None, float | None] = (None, None),
     needs: Collection[str] = (),
-    curve: bool = False,
+    curve: Summary | None = None,
+    passes: Passes | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function `(case, *, options...) -> [N]` as the metric `name`.
 
-    With `curve` the function gives a `Curve`, and the metric is the area under it.
+    With `curve` the function gives a `Curve`, and the metric is the area under it or its mean. A metric that needs the
+    `cohort` is handed all samples of a call in one case, those of each column of targets apart; any other a few at a time.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         fields = entry_fields(name, function, paper, needs)
         if curve:
-            fields |= {"function": _area_under(function), "curve": function}
-        METRICS.add(Metric(**fields, category=category, higher_is_better=higher_is_better, bounds=bounds))
+            fields |= {"function": _summarised(function, curve), "curve": function, "of_curve": curve}
+        METRICS.add(
+            Metric(**fields, category=category, higher_is_better=higher_is_better, bounds=bounds, passes=passes)
+        )
         return function
 
     return register
 
 
-def _area_under(curve: Callable[..., Curve]) -> Callable[..., Tensor]:
+def _summarised(curve: Callable[..., Curve], summary: Summary) -> Callable[..., Tensor]:
     @wraps(curve)
-    def area(case: Case, **options: Any) -> Tensor:
-        return curve(case, **options).area
+    def value(case: Case, **options: Any) -> Tensor:
+        found = curve(case, **options)
+        return found.area if summary == "area" else found.mean
 
-    return area
+    return value

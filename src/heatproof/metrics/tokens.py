@@ -9,8 +9,7 @@ from torch import Tensor
 from heatproof.checks import check_count
 from heatproof.errors import InputError, UnsupportedModelError
 from heatproof.metrics.registry import Case
-from heatproof.relevance import presets, run
-from heatproof.relevance.tokens import attention_matrices, token_grid
+from heatproof.models.patches import patch_grid
 
 Grid: TypeAlias = tuple[int, int]
 Tokens: TypeAlias = bool | Sequence[int]
@@ -39,9 +38,8 @@ def resolve_grid(case: Case, tokens: Tokens) -> Grid:
 
 
 def _patch_grid(case: Case) -> Grid:
-    passed = run(case.model, case.images[:1], presets.NOTHING, gradients=False)
     try:
-        return token_grid(passed.capture, attention_matrices(passed)[-1].shape[-1])[0]
+        return patch_grid(case.model, case.images)
     except UnsupportedModelError:
         raise InputError(
             "tokens=True stands for the patches of a vision transformer, and this model has no attention over them. Give "

@@ -9,6 +9,8 @@ import torch
 
 from heatproof.datasets.table import Dataset
 from heatproof.explanation import methods
+from heatproof.metrics import Metric
+from heatproof.metrics.randomization import weighted_layers
 from heatproof.models import Classifier
 from heatproof.probing.precision import Precision, forward_pass
 from heatproof.registry import Entry
@@ -63,20 +65,25 @@ def plan_model(
     epochs = spec.training.epochs if spec.training else 0
     height, width = clf.preprocessing.image_size
     explaining = {
-        method.label: 0 if method.label in unsupported else method_passes(recipe, method, height * width)
+        method.label: 0
+        if method.label in unsupported
+        else method_passes(recipe, method, height * width, layers=len(weighted_layers(clf.module)))
         for method in recipe.methods
     }
     return ModelPlan(epochs * (_TRAINING_PASSES * train + val), val + test, explaining, cases, seconds)
 
 
-def method_passes(recipe: Recipe, method: MethodSpec, pixels: int) -> int:
-    """Forward passes for the map of one image by `method` and all its scores; metrics that share their probes count once."""
+def method_passes(recipe: Recipe, method: MethodSpec, pixels: int, *, layers: int) -> int:
+    """Forward passes for the map of one image by `method` and all its scores; metrics that share their probes count once.
+
+    `layers` of the model are randomised one after another by the metrics that do so.
+    """
     one_map = _map_passes(methods()[method.name], method.options)
     shared: dict[Any, int] = {}
     for metric in recipe.metrics:
         entry = metrics()[metric.name]
         options = {**entry.options, **metric.options}
-        shared[_probes(entry, options)] = _score_passes(entry, options, one_map, pixels)
+        shared |= _score_passes(entry, options, one_map, pixels, layers)
     return one_map + sum(shared.values())
 
 
@@ -89,24 +96,26 @@ def _map_passes(entry: Entry, options: Mapping[str, Any]) -> int:
     return _MAP_PASSES.get(str(getattr(entry, "family", "")), _TRAINING_PASSES)
 
 
-def _probes(entry: Entry, options: Mapping[str, Any]) -> tuple[str, str]:
-    """Two metrics with the same one look at the same changed images."""
-    kind = "explanations" if "explain" in entry.needs else entry.name
-    return kind, str(sorted((name, str(value)) for name, value in options.items() if name not in _AFTERWARDS))
-
-
-_AFTERWARDS = {"denominator"}  # options that say what is made of the changed images, not which they are
-
-
-def _score_passes(entry: Entry, options: Mapping[str, Any], one_map: int, pixels: int) -> int:
+def _score_passes(entry: Metric, options: Mapping[str, Any], one_map: int, pixels: int, layers: int) -> dict[Any, int]:
+    """Forward passes for the score of one map, by what they look at: two metrics with the same key share it."""
+    found: dict[Any, int] = {}
     if "explain" in entry.needs:
-        return int(options.get("samples") or 0) * one_map
-    if options.get("runs"):
-        return int(options["runs"]) + 1
-    if "step" in options:
-        step = options["step"] or round(pixels**0.5)
-        return -(-pixels // int(step)) + 1
-    return 0
+        used = sorted((name, str(value)) for name, value in options.items() if name not in _AFTERWARDS)
+        found["explanations", str(used)] = _explanations(options, layers) * one_map
+    probed = {} if entry.passes is None else entry.passes(options, pixels)
+    return {**found, "the image itself": 1, **probed} if probed else found
+
+
+# options that say what is made of the changed images, not which they are
+_AFTERWARDS = {"denominator", "same_prediction", "similarity", "layer"}
+
+
+def _explanations(options: Mapping[str, Any], layers: int) -> int:
+    """How often a metric explains changed images, or a changed model, by its options."""
+    versions = int(options.get("samples") or options.get("steps") or 1)
+    if "order" not in options:
+        return versions
+    return versions * (layers + ("samples" in options))  # the trained model too, where its maps are made anew
 
 
 def seconds_a_pass(clf: Classifier, batch_size: int, precision: Precision = "fp32") -> float:

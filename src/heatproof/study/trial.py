@@ -52,6 +52,8 @@ def try_metrics(recipe: Recipe, clf: Classifier) -> None:
                 stand_in, image, maps, metrics=[wanted], explain=lambda images, _: images.mean(1), targets=[0],
                 roi=maps > maps.median(), keys=["trial"],
             )  # fmt: skip
+        except UnsupportedModelError:
+            pass  # the stand-in has no tokens to take out, which says nothing about the model of the study
         except InputError as error:
             raise InputError(f"metrics[{index}]: {metric.label}: {error}") from None
 
