@@ -88,7 +88,8 @@ def test_each_map_is_what_explain_gives_for_the_image_alone(finished: Run) -> No
             alone = explain(clf, image, target, method=method, keys=[sample], seed=SEED, **options)[0]
             found = finished.map(model, method, sample)
             assert found is not None
-            np.testing.assert_allclose(found, alone.detach(), atol=1e-5 * float(alone.abs().max()))
+            rounding = 1e-7 if method == "lime" else 0  # of probabilities in float32, whatever the map's size
+            np.testing.assert_allclose(found, alone.detach(), atol=1e-5 * float(alone.abs().max()) + rounding)
             assert finished.target(model, method, sample) == ("left", "right")[int(target)]
 
 
