@@ -307,7 +307,7 @@ def residual_by_ratio(call: Call) -> Tensor:
     kept = [call.keep(term) if isinstance(term, Tensor) else torch.tensor(term) for term in call.args[:2]]
 
     def back(c: Tensor, value: Tensor) -> list[Tensor]:
-        c = torch.where(value == 0, 0.0, c)
+        c = c.masked_fill(value == 0, 0.0)
         whole, *of_terms = (_relevance_per_sample(term.to(c).expand_as(c), c) for term in (value, *kept))
         ratio = safe_divide(whole, of_terms[0].abs() + of_terms[1].abs())
         shares = [(of_term.sign() * ratio).view(-1, *[1] * (c.ndim - 1)) for of_term in of_terms]
@@ -317,5 +317,8 @@ def residual_by_ratio(call: Call) -> Tensor:
 
 
 def _relevance_per_sample(values: Tensor, c: Tensor) -> Tensor:
-    """`Σ values · c` over each sample; a masked score of −∞ has none."""
+    """`Σ values · c` over each sample, `[B]`; a masked score of −∞ has none."""
+    found: Tensor = torch.linalg.vecdot(values.flatten(1), c.flatten(1))  # in one pass over the numbers
+    if torch.isfinite(found).all():
+        return found
     return torch.where(c == 0, 0.0, values * c).flatten(1).sum(1)
