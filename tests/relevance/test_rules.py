@@ -264,6 +264,12 @@ def test_a_residual_gives_each_branch_its_share_of_one_samples_relevance() -> No
         torch.testing.assert_close(found[n], expected)
 
 
+def test_a_weighted_sum_is_not_taken_for_a_residual() -> None:
+    weight, x = torch.rand(1, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    with pytest.raises(UnsupportedOperationError, match=r"'add' .* weighs its second term \(alpha=2.5\)"):
+        relevance_of(lambda v: F.linear(torch.add(v, v, alpha=2.5), weight), x, presets.transformer_attention())
+
+
 @pytest.mark.parametrize("preset", [presets.lrp_z(), presets.lrp_epsilon(), presets.lrp_epsilon(0.25, relative=True)])
 def test_writing_in_place_changes_nothing(preset: Preset) -> None:
     class Tidy(nn.Module):

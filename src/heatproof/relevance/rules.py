@@ -301,8 +301,10 @@ def unchanged(call: Call) -> Tensor:
 def residual_by_ratio(call: Call) -> Tensor:
     """Chefer's sum of two branches: each takes the share of ΣR that its own |Σ a·c| has, over one sample.
 
-    A constant (a position embedding) has a share too, which ends there.
+    A constant (a position embedding) has a share too, which ends there. A weighted sum is refused.
     """
+    if call.kwargs.get("alpha", 1) != 1:
+        return call.mode.refuse(call, call.run(), f"weighs its second term (alpha={call.kwargs['alpha']}),")  # type: ignore[no-any-return]
     live = [is_live(term) for term in call.args[:2]]
     kept = [call.keep(term) if isinstance(term, Tensor) else torch.tensor(term) for term in call.args[:2]]
 
