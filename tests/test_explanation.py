@@ -119,3 +119,19 @@ def test_upsampling_is_the_methods_own() -> None:
     nearest, bilinear = (to_input_resolution(grid, (1, 4), hp.methods()[name]) for name in ("attention", "gradcam"))
     assert nearest.flatten().tolist() == [0, 0, 4, 4]
     assert bilinear.flatten().tolist() == [0, 1, 3, 4]
+
+
+def test_the_model_runs_only_where_its_answer_is_needed() -> None:
+    """With the classes known and targets given, nothing runs but the method itself."""
+    counts: list[int] = []
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    net.register_forward_hook(lambda module, args, output: counts.append(len(args[0])))
+    known, images = hp.Classifier(net, ["a", "b", "c"]), torch.rand(5, 1, 2, 2)
+    passes = {}
+    for name, model, targets in (("known", known, [0] * 5), ("unknown", net, [0] * 5), ("predicted", known, None)):
+        counts.clear()
+        hp.explain(model, images, targets, method="saliency")
+        passes[name] = list(counts)
+    assert passes == {"known": [5], "unknown": [1, 5], "predicted": [5, 5]}
+    with pytest.raises(InputError, match="targets must lie in 0..2"):
+        hp.explain(known, images, [3] * 5, method="saliency")

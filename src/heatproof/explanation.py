@@ -1,6 +1,7 @@
 """Front door `explain`: images in, maps out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from heatproof.explainers import EXPLAINERS, Explainer
 from heatproof.models import Classifier, Targets, as_classifier
 from heatproof.probing import MicroBatch, Precision, bind
 from heatproof.probing.precision import check_precision
-from heatproof.probing.progress import track
+from heatproof.probing.progress import bar
 from heatproof.probing.randomness import SampleRandom, content_keys
 from heatproof.relevance.gaps import one_warning
 from heatproof.tracing import apart, first_not_finite
@@ -57,7 +58,7 @@ def explain(
         method: a name of `methods()`.
         against: contrast class (one, or shaped like `targets`): the difference of the two logits is explained.
         keys: the samples' ids, from which random draws come; by default a hash of each image.
-        batch_size: images at a time; 8 by default. It changes no map.
+        batch_size: images at a time; 8 by default, fewer where memory does not suffice. It changes no map.
         precision: `bf16` runs the forward passes in bfloat16, for methods outside the relevance family.
         progress: show a progress bar on standard error.
         strict: a relevance method raises where it meets an operation without a rule, else it goes on with the ordinary
@@ -141,30 +142,36 @@ def explain_native(
         raise InputError(f"{method} needs precision='fp32': relevance is a sum of differences that bf16 rounds away.")
     random = SampleRandom(seed, check_keys(keys, images))
     size = check_batch_size(batch_size) or _IMAGES_AT_ONCE
-    chunks = []
     micro = MicroBatch(check_batch_size(batch_size))  # what it learns of the model serves all images
-    with one_warning(), apart(), torch.inference_mode(False), torch.enable_grad():  # the caller's mode is no obstacle
+    with (
+        one_warning(), apart(), torch.inference_mode(False), torch.enable_grad(),  # the caller's mode is no obstacle
+        agreement(classifier, images), bar(f"explaining by {method}", len(images), progress) as done,
+    ):  # fmt: skip
         images = outside_inference(images)
         wanted = resolve_targets(classifier, images, targets, against)
-        for start in track(range(0, len(images), size), f"explaining by {method}", progress):
-            part, chosen = images[start : start + size], wanted.rows(start, start + size)
-            rows = range(start, start + len(part))
-            injected: dict[str, Any] = {"strict": strict, "batch_size": size, "random": random.take(rows)}
+
+        def maps_of(rows: Tensor) -> Tensor:
+            start, stop = int(rows[0]), int(rows[-1]) + 1
+            part, chosen = images[start:stop], wanted.rows(start, stop)
+            streams = random.take(range(start, stop))
+            injected: dict[str, Any] = {"strict": strict, "batch_size": size, "random": streams}
             if "probe" in entry.injected:
                 injected["probe"] = bind(
                     classifier,
                     part,
                     chosen.score,
-                    random=injected["random"],
+                    random=streams,
                     batch_size=micro,
                     precision=precision,
                 )
             given = {name: injected[name] for name in entry.injected}
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                maps = entry.function(classifier, part.detach(), chosen, **given, **options)
+                maps: Tensor = entry.function(classifier, part.detach(), chosen, **given, **options)
                 check_finite(classifier, part, maps)
-            chunks.append(maps.detach().float())
-    return torch.cat(chunks)
+            done(stop)
+            return maps.detach().float()
+
+        return MicroBatch(size).run(maps_of, torch.arange(len(images)))
 
 
 def to_input_resolution(maps: Tensor, size: Sequence[int], entry: Explainer) -> Tensor:
@@ -245,33 +252,40 @@ def check_keys(keys: Sequence[str] | None, images: Tensor) -> list[str]:
 def resolve_targets(
     classifier: Classifier, images: Tensor, targets: Tensor | Sequence[int] | None, against: Tensor | int | None = None
 ) -> Targets:
-    """Checked targets; the model's own prediction for None."""
-    with torch.no_grad():
-        first = logits = _first_logits(classifier, images[:1])
-        if targets is None:
-            rest = [classifier(images[i : i + _IMAGES_AT_ONCE]) for i in range(1, len(images), _IMAGES_AT_ONCE)]
-            logits = torch.cat([first, *rest])
-            targets = logits.argmax(1)
+    """Checked targets; the model's own prediction for None.
+
+    The model runs only where its answer is needed: for a prediction, or to learn how many classes there are.
+    """
+    if targets is None or classifier.classes is None:
+        with torch.no_grad(), agreement(classifier, images):
+            asked = images if targets is None else images[:1]
+            logits = MicroBatch(_IMAGES_AT_ONCE).run(classifier, asked)
+        targets = logits.argmax(1) if targets is None else targets
         if logits.isnan().any():
             check_finite(classifier, images[logits.isnan().any(1).nonzero()[:1, 0]], logits)
+        classes = logits.shape[1]
+    else:
+        classes = len(classifier.classes)
     index = outside_inference(torch.as_tensor(targets, device=images.device))
     if isinstance(against, Tensor):
         against = outside_inference(against)
     if index.ndim in (1, 2) and len(index) != len(images):
         raise InputError(f"targets must hold one row for each of the {len(images)} images, got {len(index)}.")
-    return Targets.of(index, against, first.shape[1])
+    return Targets.of(index, against, classes)
 
 
-def _first_logits(classifier: Classifier, image: Tensor) -> Tensor:
-    """Logits of one image, `[1, K]`; a model of another number format or on another device is an `InputError`."""
+@contextmanager
+def agreement(classifier: Classifier, images: Tensor) -> Iterator[None]:
+    """Inside, a failure of a model that has another number format or device than the images is an `InputError`."""
     try:
-        return classifier(image)
+        yield
     except (RuntimeError, NotImplementedError) as error:
-        weights = next((p for p in classifier.module.parameters() if p.is_floating_point()), image)
-        if (weights.dtype, weights.device) == (image.dtype, image.device):
+        weights = next((p for p in classifier.module.parameters() if p.is_floating_point()), images)
+        same = (weights.dtype, weights.device) == (images.dtype, images.device)
+        if same or isinstance(error, torch.OutOfMemoryError):
             raise
         raise InputError(
-            f"The model's weights are {weights.dtype} on {weights.device}, the images {image.dtype} on {image.device}, and "
-            f"it cannot take them ({str(error).splitlines()[0]}). Bring both together: "
+            f"The model's weights are {weights.dtype} on {weights.device}, the images {images.dtype} on {images.device}, "
+            f"and it cannot take them ({str(error).splitlines()[0]}). Bring both together: "
             f"images.to({str(weights.device)!r}, {weights.dtype})."
         ) from error

@@ -1,8 +1,7 @@
 """Front doors `score` and `curve`: maps in, numbers out."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -16,7 +15,7 @@ from heatproof.explainers import EXPLAINERS
 from heatproof.metrics import METRICS, Case, Curve, Metric
 from heatproof.models import Classifier, as_classifier
 from heatproof.probing import MicroBatch, Precision, SampleRandom, bind
-from heatproof.probing.progress import bar
+from heatproof.probing.progress import Meter, bar
 
 Explain: TypeAlias = str | tuple[str, Mapping[str, Any]] | Callable[..., Tensor]
 Request: TypeAlias = str | tuple[str, Mapping[str, Any]] | Mapping[str, Any]
@@ -236,7 +235,7 @@ def _collect(
     if not calls:
         return found
     with bar("scoring", len(samples.images) * len(calls), progress) as show:
-        meter = _Meter(show)
+        meter = Meter(show)
         for start in range(0, len(samples.images), _IMAGES_AT_ONCE):
             part = samples.rows(start, start + _IMAGES_AT_ONCE)
             case = context.case(part, meter)
@@ -255,7 +254,7 @@ def _collect_cohorts(
     found: dict[str, list[Tensor]] = {label: [] for label in calls}
     columns = samples.targets.shape[1]
     with bar("scoring", len(samples.images) * columns * len(calls), progress) as show:
-        meter = _Meter(show)
+        meter = Meter(show)
         for column in range(columns):
             case = context.case(samples.column(column), meter)
             for label, call in calls.items():
@@ -466,9 +465,15 @@ def _in_groups(function: Callable[..., Tensor], size: int) -> Callable[[Tensor, 
                 "method's name or (name, options), or a callable (images, targets, *, model)."
             )
         given = {} if model is None else {"model": model}
+
+        def maps_of(rows: Tensor) -> Tensor:
+            maps = function(images[rows], targets[rows], **given)
+            if not isinstance(maps, Tensor):
+                raise InputError(f"explain= must give a tensor of maps [n, H, W], got {type(maps).__name__}.")
+            return maps.detach()
+
         with torch.enable_grad():
-            maps = [function(x, t, **given) for x, t in zip(images.split(size), targets.split(size), strict=True)]
-        return torch.cat([found.detach() for found in maps])
+            return MicroBatch(size).run(maps_of, torch.arange(len(images), device=images.device))
 
     return explain
 
@@ -476,23 +481,3 @@ def _in_groups(function: Callable[..., Tensor], size: int) -> Callable[[Tensor, 
 def _takes_model(function: Callable[..., Tensor]) -> bool:
     parameters = inspect.signature(function).parameters
     return "model" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-class _Meter:
-    """Turns the progress within one metric of one chunk into that of the whole bar."""
-
-    def __init__(self, show: Callable[[float], None]) -> None:
-        self._show = show
-        self._done = 0.0
-        self._units = 0
-
-    def __call__(self, share: float) -> None:
-        self._show(self._done + share * self._units)
-
-    @contextmanager
-    def covering(self, units: int) -> Iterator[None]:
-        """While open, shares count for the next `units`, which are done at the end."""
-        self._units = units
-        yield
-        self._done += units
-        self._show(self._done)

@@ -10,7 +10,15 @@ from heatproof.errors import InputError, UnsupportedModelError
 from support.nets import TinyCNN, TinyViT
 
 
-def by_hand(model: nn.Module, layer: nn.Module, images: Tensor, target: int, *, tokens: bool) -> Tensor:
+def by_hand(
+    model: nn.Module,
+    layer: nn.Module,
+    images: Tensor,
+    target: int,
+    *,
+    tokens: bool = False,
+    channels_last: bool = False,
+) -> Tensor:
     kept: list[Tensor] = []
     handle = layer.register_forward_hook(lambda _, __, output: kept.append(output))
     logits = model(images)
@@ -19,6 +27,8 @@ def by_hand(model: nn.Module, layer: nn.Module, images: Tensor, target: int, *, 
     features = kept[0].detach()
     if tokens:
         features, gradient = (t[:, 1:].transpose(1, 2).unflatten(2, (4, 4)) for t in (features, gradient))
+    if channels_last:
+        features, gradient = (t.permute(0, 3, 1, 2) for t in (features, gradient))
     maps = []
     for n in range(len(images)):
         total = torch.zeros(features.shape[2:])
@@ -76,6 +86,89 @@ def test_a_layer_that_is_written_into_afterwards() -> None:
     weights = model.head.weight[1].view(1, 4, 1, 1) * (features > 0).float().mean((2, 3), keepdim=True) / 36
     found = hp.explain(model, images, [1, 1], method="gradcam", layer="conv", resolution="native")
     torch.testing.assert_close(found, (weights * features).sum(1).clamp(min=0).detach())
+
+
+class ChannelsLast(nn.Module):
+    """Patches, norms and dense layers along the last axis; four patches are merged into one; and back."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.norm1, self.merge = nn.LayerNorm(width), nn.Linear(4 * width, width)
+        self.norm2, self.back = nn.LayerNorm(width), nn.Identity()
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.patches(x).permute(0, 2, 3, 1))
+        x = torch.cat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1)
+        x = self.norm2(torch.tanh(self.merge(x)))
+        return self.head(self.back(x.permute(0, 3, 1, 2)).square().mean((2, 3)))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+@pytest.mark.parametrize(
+    ("layer", "channels_last"),
+    [("patches", False), ("norm1", True), ("merge", True), ("norm2", True), ("back", False)],
+)
+def test_features_whose_channels_come_last(layer: str, channels_last: bool, size: tuple[int, int]) -> None:
+    model, images = ChannelsLast(width=20).eval(), torch.rand(2, 3, *size)
+    expected = by_hand(model, model.get_submodule(layer), images, 1, channels_last=channels_last)
+    stride = 4 if layer in ("patches", "norm1") else 8
+    assert expected.shape == (2, size[0] // stride, size[1] // stride)
+    assert expected.count_nonzero() > 0
+    found = hp.explain(model, images, [1, 1], method="gradcam", layer=layer, resolution="native")
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_grid_of_other_strides_along_both_sides_is_that_of_a_convolution() -> None:
+    model, images = ChannelsLast(width=20), torch.rand(2, 3, 32, 32)
+    model.patches = nn.Conv2d(3, 20, (2, 8), (2, 8))
+    expected = by_hand(model.eval(), model.norm1, images, 1, channels_last=True)
+    assert expected.shape == (2, 16, 4)
+    found = hp.explain(model, images, [1, 1], method="gradcam", layer="norm1", resolution="native")
+    torch.testing.assert_close(found, expected)
+
+
+def test_features_that_end_with_their_channels_last() -> None:
+    class Net(ChannelsLast):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm1(self.patches(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    model, images = Net().eval(), torch.rand(2, 3, 24, 40)
+    expected = by_hand(model, model.norm1, images, 1, channels_last=True)
+    assert expected.count_nonzero() > 0
+    torch.testing.assert_close(hp.explain(model, images, [1, 1], method="gradcam", resolution="native"), expected)
+
+
+def test_features_of_either_layout_are_refused_and_those_of_a_cnn_are_not() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    for width in (8, 9):
+        with pytest.raises(UnsupportedModelError, match=rf"\[2, 8, 8, {width}\] are .*both would be a grid"):
+            hp.explain(ChannelsLast(width).eval(), images, method="gradcam", layer="norm1")
+    odd = nn.Sequential(nn.Conv2d(3, 20, 1), nn.Upsample((3, 31)), nn.Identity(), nn.Flatten(), nn.Linear(20 * 93, 2))
+    turned = nn.Sequential(odd[:3], Turned(), odd[3:]).eval()
+    with pytest.raises(UnsupportedModelError, match=r"\[2, 20, 3, 31\] are .*neither would be a grid"):
+        hp.explain(turned, images, method="gradcam", layer="0.2")
+    model = TinyCNN(width=16).eval()
+    with torch.no_grad():
+        assert model.conv2(torch.rand(1, 16, 16, 16)).shape == (1, 16, 16, 16)
+    found = hp.explain(model, images, [1, 1], method="gradcam", layer="conv2", resolution="native")
+    torch.testing.assert_close(found, by_hand(model, model.conv2, images, 1))
+
+
+class Turned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+def test_windows_of_an_image_are_no_features_of_it() -> None:
+    class Net(ChannelsLast):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(x).unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 4, 5, 1).flatten(0, 2).flatten(1, 2)
+            return self.head(self.norm1(x).square().mean(1).unflatten(0, (-1, 16)).mean(1))
+
+    with pytest.raises(UnsupportedModelError, match=r"of 2 images, and the layer gives \[32, 4, 6\]"):
+        hp.explain(Net().eval(), torch.rand(2, 3, 32, 32), method="gradcam", layer="norm1")
 
 
 def test_wrong_layers_are_errors() -> None:

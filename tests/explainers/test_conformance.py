@@ -1,7 +1,10 @@
 """One battery over the registry: every explainer keeps the contract, without a list of its own."""
 
 import copy
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -66,6 +69,14 @@ def test_maps_are_raw_float32_of_the_images_size_and_finite(
     assert hp.methods()[method].signed or not (maps < 0).any()
 
 
+@pytest.mark.parametrize("method", [name for name, entry in hp.methods().items() if "attention" in entry.needs])
+def test_a_method_that_needs_attention_refuses_a_network_without(method: str, images: Tensor) -> None:
+    """Also one of whose operations it has all the rules."""
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    with pytest.raises(UnsupportedModelError, match="attention"):
+        explain(nn.Sequential(*layers).eval(), images, method=method)
+
+
 @pytest.mark.parametrize("method", [name for name, entry in hp.methods().items() if entry.signed])
 def test_a_signed_method_speaks_against_a_class_somewhere(
     method: str, models: dict[str, hp.Classifier], images: Tensor
@@ -89,6 +100,32 @@ def test_a_map_does_not_depend_on_its_batch(
     without_keys = explain(models[name], images, method=method)
     by_content = explain(models[name], images[3:4], method=method)
     torch.testing.assert_close(by_content[0], without_keys[3], atol=1e-4 * float(without_keys.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("method", list(hp.methods()))
+def test_a_map_does_not_depend_on_how_many_threads_work(
+    method: str, models: dict[str, hp.Classifier], images: Tensor
+) -> None:
+    """Torch's own threads, and those that explain some of the images each, at once and with the same model."""
+    keys, before, interval = list("abcde"), torch.get_num_threads(), sys.getswitchinterval()
+    together = explain(models["vit"], images, method=method, keys=keys)
+    parts = [slice(0, 3), slice(2, 5), slice(1, 4)]
+    start = threading.Barrier(3)
+
+    def share(rows: slice) -> Tensor:
+        start.wait()
+        return explain(models["vit"], images[rows], method=method, keys=keys[rows])
+
+    sys.setswitchinterval(1e-5)
+    torch.set_num_threads(2 if before == 1 else 1)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(share, parts))
+    finally:
+        torch.set_num_threads(before)
+        sys.setswitchinterval(interval)
+    for rows, maps in zip(parts, found, strict=True):
+        torch.testing.assert_close(maps, together[rows], atol=1e-4 * float(together.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize(("method", "name"), [case for case in CASES if serves(*case)])
@@ -127,7 +164,7 @@ def test_nothing_leaks(method: str, name: str, models: dict[str, hp.Classifier],
 
 @pytest.mark.parametrize("method", list(hp.methods()))
 def test_seeds(method: str, models: dict[str, hp.Classifier], images: Tensor) -> None:
-    options = DRAWING.get(method, {})
+    options = {"batch_size": 4, **DRAWING.get(method, {})}  # given, so that equal calls give equal numbers
     first, again, other = (explain(models["vit"], images, method=method, seed=s, **options) for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert torch.equal(first, other) != ("random" in hp.methods()[method].injected)

@@ -1,5 +1,6 @@
 """The reference maps from an unmodified timm model, and Grad-CAM as pytorch-grad-cam has it."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import heatproof as hp
+from support import matrix
 from support.nets import TinyCNN
 from support.reference import reference, weights, worst_share
 
@@ -91,6 +93,32 @@ def test_gradcam_of_a_cnn() -> None:
     assert_same_up_to_display_scaling(maps, peer)
 
 
+LAYERS: list[tuple[Callable[[], nn.Module], str, int, bool]] = [  # the model, the layer, its side, channels last
+    (matrix.torchvision_swin, "features.0", 16, True),
+    (matrix.torchvision_swin, "features.3.1.norm1", 8, True),
+    (matrix.torchvision_swin, "norm", 8, True),
+    (matrix.torchvision_swin, "permute", 8, False),
+    (matrix.timm_swin, "layers.0", 8, True),
+    (matrix.timm_swin, "layers.1.blocks.0", 4, True),
+    (matrix.timm_convnext, "stages.0.blocks.0.norm", 16, True),
+    (matrix.timm_convnext, "stages.1.blocks.0", 8, False),
+]
+
+
+@pytest.mark.parametrize(("build", "layer", "side", "channels_last"), LAYERS)
+def test_gradcam_where_channels_come_last(
+    build: Callable[[], nn.Module], layer: str, side: int, channels_last: bool
+) -> None:
+    size = 32 if build is matrix.timm_swin else 64  # which knows one size
+    model, images = matrix.as_if_trained(build()), torch.rand(2, 3, size, size)
+    turn = (lambda features: features.permute(0, 3, 1, 2)) if channels_last else None
+    peer = peer_gradcam(model, model.get_submodule(layer), images, [1, 2], reshape_transform=turn)
+    maps = hp.explain(model, images, [1, 2], method="gradcam", layer=layer, resolution="native")
+    assert maps.shape == (2, side, side)
+    assert maps.count_nonzero() > 0
+    assert_same_up_to_display_scaling(maps, peer)
+
+
 def assert_same_up_to_display_scaling(maps: Tensor, peer: Tensor) -> None:
     """The peer scales each map to 0..1, resizes it bilinearly, and scales it once more."""
     resized = F.interpolate(to_unit_range(maps)[:, None], peer.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
@@ -99,4 +127,4 @@ def assert_same_up_to_display_scaling(maps: Tensor, peer: Tensor) -> None:
 
 def to_unit_range(maps: Tensor) -> Tensor:
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low)
+    return (maps - low) / (high - low + 1e-7)  # as the peer has it: a map of zeros stays one

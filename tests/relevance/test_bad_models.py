@@ -313,6 +313,109 @@ def test_detours_that_cannot_be_followed(function: Callable[..., Tensor], messag
     refused_by_all(Whole(function).eval(), UnsupportedModelError, message)
 
 
+def attends(x: Tensor, p: float) -> Tensor:
+    tokens = x.flatten(2)
+    return F.scaled_dot_product_attention(tokens, tokens, tokens, dropout_p=p).view_as(x)
+
+
+def multi_head(x: Tensor, p: float) -> Tensor:
+    tokens, weight = x[:, 0].transpose(0, 1), torch.eye(32)
+    found, _ = F.multi_head_attention_forward(
+        tokens, tokens, tokens, 32, 2, weight.repeat(3, 1), None, None, None, False, p, weight, None, need_weights=False
+    )
+    return x + found.transpose(0, 1)[:, None]
+
+
+DROPOUTS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "attention": attends,
+    "multi-head attention": multi_head,
+    "dropout": F.dropout,
+    "in place": lambda x, p: F.dropout(x * 1, p, inplace=True),
+    "of channels": F.dropout2d,
+    "alpha": lambda x, p: F.alpha_dropout(x, p, training=True),
+    "torch's own": lambda x, p: torch.dropout(x, p, True),
+    "by name": lambda x, p: torch.dropout(x, p=p, train=True),
+}
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_dropout_that_is_on_in_evaluation_mode_is_refused(name: str) -> None:
+    drop = DROPOUTS[name]
+    message = r"drops values at random although it is in evaluation mode \('\w*dropout\w*' in module .*self.training"
+    refused_by_all(Whole(lambda m, x: m(drop(x, 0.2))).eval(), UnsupportedModelError, message)
+    with pytest.raises(UnsupportedModelError, match=message):
+        explain(Whole(lambda m, x: m(drop(x, 0.2))).eval(), method="lrp_z", strict=False)
+
+
+@pytest.mark.parametrize("name", ["attention", "dropout", "torch's own"])
+def test_dropout_of_nothing_and_dropout_that_is_off_are_nothing(name: str) -> None:
+    images, inner = torch.rand(1, 3, 32, 32), TinyViT(depth=1)
+    plain = Whole(lambda m, x: m(attends(x, 0.0) if name == "attention" else x), inner).eval()
+    switched_off = lambda x: torch.dropout(F.dropout(x, 0.7, False), p=0.7, train=False)  # noqa: E731
+    off = Whole(lambda m, x: m(switched_off(DROPOUTS[name](x, 0.0))), inner).eval()
+    for method in ("lrp_zplus", "attn_lrp", "integrated_gradients"):
+        torch.testing.assert_close(explain(off, images, method=method), explain(plain, images, method=method))
+
+
+def written_part(make: Callable[[Tensor], Tensor], write: Callable[[Tensor, Tensor], object]) -> Callable[..., Tensor]:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = x * 1
+        write(make(x), x)
+        return m(x)
+
+    return forward
+
+
+PARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "chunk": lambda x: x.chunk(3, 1)[1],
+    "split": lambda x: torch.split(x, [1, 2], 1)[0],
+    "unbind": lambda x: x.unbind(1)[2],
+    "iteration": lambda x: next(iter(x)),
+    "slice of a chunk": lambda x: x.chunk(3, 1)[0][..., :5],
+    "chunk of a constant": lambda x: torch.zeros_like(x).chunk(3, 1)[0],
+    "no_grad": lambda x: made_without_gradients(torch.zeros_like(x)),
+}
+WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "relu": lambda part, _: part.relu_(),
+    "tanh": lambda part, _: part.tanh_(),
+    "mul": lambda part, _: part.mul_(0.5),
+    "add": lambda part, x: part.add_(x.mean()),
+    "setitem": lambda part, _: part.__setitem__((..., 0), part[..., 1] * 2),
+    "copy": lambda part, _: part.copy_(part * 2),
+    "unsqueeze_": lambda part, _: part.unsqueeze_(0),
+}
+
+
+def made_without_gradients(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("part", "write"), [*((part, "add") for part in PARTS), *(("chunk", write) for write in WRITES)]
+)
+def test_a_write_into_a_part_that_torch_does_not_allow_is_an_error_of_ours(part: str, write: str) -> None:
+    forward = written_part(PARTS[part], WRITES[write])
+    model = Whole(forward).eval()
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 32, 32)).isfinite().all(), "it runs as long as nobody asks for gradients"
+    message = rf"writes in place into a part of a tensor \('{write}' in module .*part.clone\(\)"
+    for method in SOME:
+        with pytest.raises(UnsupportedModelError, match=message):
+            explain(model, method=method)
+
+
+def test_what_the_message_about_parts_advises_works() -> None:
+    images, inner = torch.rand(1, 3, 32, 32), TinyViT(depth=1)
+    plain = Whole(lambda m, x: m(torch.cat([x[:, :1] * 0.5, x[:, 1:]], 1)), inner).eval()
+    sliced = Whole(written_part(lambda x: x[:, :1], WRITES["mul"]), inner).eval()
+    copied = Whole(lambda m, x: m(torch.cat([(p := x.split([1, 2], 1))[0].clone().mul_(0.5), p[1]], 1)), inner).eval()
+    for method in SOME:
+        expected = explain(plain, images, method=method)
+        for model in (sliced, copied):
+            torch.testing.assert_close(explain(model, images, method=method), expected)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("what", ["compiles", "torch.func"])
 def test_a_compiled_or_transformed_function_inside_a_model_cannot_be_followed(what: str) -> None:
@@ -350,6 +453,9 @@ def test_models_that_only_look_odd() -> None:
         "frozen": frozen.requires_grad_(False),
         "functional call": Whole(
             lambda m, x: torch.func.functional_call(m, dict(m.named_parameters()), (x,)), plain
+        ).eval(),
+        "initialises by name": Whole(
+            lambda m, x: m(x * nn.init.constant_(tensor=torch.empty(1), val=1.0)), plain
         ).eval(),
         "writes into its input": Whole(lambda m, x: m(x.mul_(2).div_(2)), plain).eval(),
     }

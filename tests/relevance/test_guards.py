@@ -60,6 +60,51 @@ def test_a_part_of_rounding_noise_passes_nothing(preset: Preset, dtype: torch.dt
     torch.testing.assert_close(relevance_of(model, x, preset).double(), expected, atol=1e-6, rtol=1e-3)
 
 
+SMALL_SHARES = [1e-6, 1e-4]  # of the other part's size: rounding noise, and something that was computed
+NEARLY_ONE_SIGN: dict[str, tuple[Function, Tensor, tuple[float, float]]] = {
+    # a layer, its input, and the signs of its two contributions: a small one of 1 and a large one of 1
+    "a layer of positive inputs": (lambda w: lambda v: F.linear(v, w * row(1, -1)), row(1, 1), (1, -1)),
+    "a layer of both signs": (lambda w: lambda v: F.linear(v, w * row(1, 1)), row(1, -1), (1, -1)),
+    "a layer with a bias": (lambda w: lambda v: F.linear(v, w * row(1, -1), row(0)[0]), row(1, 1), (1, -1)),
+    "a convolution": (lambda w: lambda v: F.conv1d(v[:, None], (w * row(1, -1))[None])[:, 0], row(1, 1), (1, -1)),
+    "a product": (lambda w: lambda v: v @ (w * row(1, -1)).T, row(1, 1), (1, -1)),
+    "a layer that is mostly positive": (lambda w: lambda v: F.linear(v, w * row(-1, 1)), row(1, 1), (-1, 1)),
+    "a layer of both signs, mostly positive": (lambda w: lambda v: F.linear(v, w * row(1, 1)), row(-1, 1), (-1, 1)),
+    "a sum": (lambda w: lambda v: w[:, :1] * v[:, :1] + v[:, 1:], row(1, -1), (1, -1)),
+    "a difference": (lambda w: lambda v: w[:, :1] * v[:, :1] - v[:, 1:], row(1, 1), (1, -1)),
+    "a sum that is mostly positive": (lambda w: lambda v: w[:, :1] * v[:, :1] + v[:, 1:], row(-1, 1), (-1, 1)),
+    "a sum over an axis": (lambda w: lambda v: (w * v).sum(1, keepdim=True), row(1, -1), (1, -1)),
+    "average pooling": (lambda w: lambda v: F.avg_pool1d((w * v)[:, None], 2)[:, 0], row(1, -1), (1, -1)),
+}
+
+
+@pytest.mark.parametrize("share", SMALL_SHARES)
+@pytest.mark.parametrize("name", NEARLY_ONE_SIGN)
+@pytest.mark.parametrize("preset", [presets.lrp_alpha_beta(), presets.lrp_zplus(), presets.excitation_backprop()],
+                         ids=lambda preset: preset.name)  # fmt: skip
+def test_a_part_far_below_the_other_passes_nothing_and_a_small_one_passes_all(
+    preset: Preset, name: str, share: float
+) -> None:
+    """R = 1 at the target: α goes to the positive part, −β to the negative one, whatever its size, but for noise."""
+    build, x, signs = NEARLY_ONE_SIGN[name]
+    found = relevance_of(build(row(share, 1)), x, preset)
+    of_sign = {1: 2.0, -1: -1.0} if preset.name == "lrp_alpha_beta" else {1: 1.0, -1: 0.0}
+    expected = row(*(of_sign[sign] for sign in signs))
+    if share == SMALL_SHARES[0]:
+        expected[0, 0] = 0
+        assert found[0, 0].abs() < 1e-12
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+
+
+def test_a_part_far_below_the_other_beside_a_neuron_that_outweighs_it() -> None:
+    """Whatever the sign of what arrives: the small part of a neuron that speaks against the target."""
+    first = torch.cat([row(1e-6, -1), row(1, 2)])
+    x, head = row(1, 1), row(-1, 1)
+    # the head's contributions are 1 and 3, so z⁺ hands down 1/4 and 3/4
+    found = relevance_of(lambda v: F.linear(F.linear(v, first), head), x, presets.lrp_zplus())
+    torch.testing.assert_close(found, row(3 / 4 * 1 / 3, 3 / 4 * 2 / 3), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("bias", [0.5, -0.5])
 def test_a_bias_takes_its_share_in_the_part_of_its_sign(bias: float) -> None:
     x, weight = row(1, 2, 3), row(1, -2, 1)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+import heatproof as hp
 from heatproof.relevance import Preset, presets, routing, run
+from support.nets import TinyViT
 
 
 class LiveBytes(TorchDispatchMode):
@@ -45,7 +47,7 @@ class Net(nn.Sequential):
 ACTIVATION = 4 * 2 * 8 * 32 * 32  # bytes of each
 
 
-def peak_activations(preset: Preset | None) -> float:
+def peak_activations(preset: Preset | None, *, last: bool = True) -> float:
     model, images = Net().eval().requires_grad_(False), torch.randn(2, 8, 32, 32)
     with LiveBytes() as live:
         if preset is None:
@@ -53,17 +55,58 @@ def peak_activations(preset: Preset | None) -> float:
             torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
         else:
             passed = run(model, images, preset)
-            passed.relevance(passed.logits[:, 1])
+            passed.relevance(passed.logits[:, 1], last=last)
     return live.peak / ACTIVATION
 
 
 @pytest.mark.parametrize(
     ("preset", "more"),
-    [(presets.lrp_z(), 2), (presets.lrp_epsilon(), 3), (presets.lrp_zplus(), 3), (presets.lrp_alpha_beta(), 3.5)],
+    [(presets.lrp_z(), 1.3), (presets.lrp_epsilon(), 1.1), (presets.lrp_zplus(), 1.2), (presets.lrp_alpha_beta(), 1.4)],
 )
 def test_the_activations_are_held_few_times(preset: Preset, more: float) -> None:
-    """As many times as in a plain pass, which holds two of each block, and what a rule needs on its way back."""
+    """A plain pass holds two of each block; a rule that merges the norm holds one, and what it needs on its way back."""
     assert peak_activations(preset) < more * peak_activations(None)
+
+
+@pytest.mark.parametrize("preset", [presets.lrp_epsilon(), presets.lrp_zplus(), presets.transformer_attention()])
+def test_the_last_way_back_frees_what_it_is_done_with(preset: Preset) -> None:
+    model = nn.Sequential(nn.Flatten(2), *[part for _ in range(6) for part in (nn.Linear(64, 64), nn.GELU())])
+    model = nn.Sequential(model, nn.Flatten(), nn.Linear(512, 2)).eval().requires_grad_(False)
+    images = torch.randn(50, 8, 8, 8)
+    held = []
+    for last in (False, True):
+        with LiveBytes() as live:
+            passed = run(model, images, preset)
+            passed.relevance(passed.logits[:, 1], last=last)
+            held.append(sum(live.alive.values()) / images.nbytes)
+    assert held[1] < held[0] / 3
+
+
+FAMILIES = ("relevance", "attention", "gradient", "cam")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "integrated_gradients": {"steps": 4, "baseline": 0.0},
+    "deep_taylor": {"low": -3.0, "high": 3.0},
+    "lrp_composite": {"low": -3.0, "high": 3.0},
+}
+
+
+@pytest.mark.parametrize("method", [name for name, entry in hp.methods().items() if entry.family in FAMILIES])
+def test_several_targets_share_what_the_forward_pass_holds(method: str) -> None:
+    """A target adds its map, and nothing of the size of the activations: they are there once."""
+    images = torch.randn(2, 1, 32, 32)
+    if "attention" in hp.methods()[method].needs:
+        model = TinyViT(channels=1, classes=8, depth=3).eval().requires_grad_(False)
+    else:
+        model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), *Net()).eval().requires_grad_(False)
+    peaks, calls = [], []
+    for count in (1, 8):
+        targets = torch.arange(count).expand(2, -1)
+        with LiveBytes() as live, Calls() as seen:
+            hp.explain(model, images, targets, method=method, **OPTIONS.get(method, {}))
+        peaks.append(live.peak)
+        calls.append(seen.of["convolution"] if method in ("lrp_z", "saliency", "gradcam", "attention") else None)
+    assert peaks[1] < 1.3 * peaks[0], "eight targets, that would each hold a pass of their own"
+    assert calls[0] == calls[1]
 
 
 class Calls(TorchDispatchMode):

@@ -78,10 +78,10 @@ def transformer_lrp(
     passed = run(model, images, presets.transformer_attention(), both=True, strict=strict)
     matrices = attention_matrices(passed)
     maps = []
-    for score in targets.score(passed.logits).unbind(1):
+    for score, last in targets.in_turn(passed.logits):
         gradients = passed.per_unit(score, matrices, phase="gradient")
         layout = token_layout(passed, per_head(gradients[-1], len(images)))
-        relevance = passed.per_unit(score, matrices)
+        relevance = passed.per_unit(score, matrices, last=last)
         weighted = [
             _mean_positive(per_head(g * a.detach() * c, len(images)))
             for g, a, c in zip(gradients, matrices, relevance, strict=True)
@@ -105,8 +105,8 @@ def generic_attention(model: Classifier, images: Tensor, targets: Targets, *, st
     passed = run(model, images, presets.NOTHING)
     matrices = attention_matrices(passed)
     maps = []
-    for score in targets.score(passed.logits).unbind(1):
-        gradients = passed.per_unit(score, matrices, phase="gradient")
+    for score, last in targets.in_turn(passed.logits):
+        gradients = passed.per_unit(score, matrices, phase="gradient", last=last)
         layout = token_layout(passed, per_head(gradients[-1], len(images)))
         weighted = [
             _mean_positive(per_head(g * a.detach(), len(images))) for g, a in zip(gradients, matrices, strict=True)
@@ -137,7 +137,7 @@ def _mean_attention(model: Classifier, images: Tensor) -> tuple[list[Tensor], To
     """
     first = run(model, images[:1], presets.NOTHING)
     last = attention_matrices(first)[-1]
-    gradient = first.per_unit(first.logits.sum(1), [last], phase="gradient")[0]
+    gradient = first.per_unit(first.logits.sum(1), [last], phase="gradient", last=True)[0]
     layout = token_layout(first, per_head(gradient, 1))
     passes = [first]
     if len(images) > 1:

@@ -76,8 +76,9 @@ def integrated_gradients(
 def gradients(model: Classifier, images: Tensor, targets: Targets) -> Tensor:
     """The gradient of each target's score by the image, `[B, T, C, H, W]`."""
     passed = run(model, images, presets.NOTHING)
-    scores = targets.score(passed.logits).unbind(1)
-    return torch.stack([passed.per_unit(score, [passed.images], phase="gradient")[0] for score in scores], 1)
+    scores = targets.in_turn(passed.logits)
+    ways = (passed.per_unit(score, [passed.images], phase="gradient", last=last)[0] for score, last in scores)
+    return torch.stack(list(ways), 1)
 
 
 def _of_rows(targets: Targets, rows: Tensor) -> Targets:

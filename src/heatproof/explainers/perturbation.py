@@ -144,7 +144,7 @@ def occlusion(
         Maps `[B, T, H, W]`.
     """
     _refuse_drop(baseline, "token_drop")
-    step = max(1, window // 2) if stride is None else stride
+    step = max(1, check_count("window", window) // 2) if stride is None else stride
     masks = WindowMasks(len(images), images.shape[2:], (window,) * 2, (step,) * 2, images.device)
     loss = probe.unmasked(output=output)[:, None] - probe(masks, baseline=baseline, output=output)
     covered = _weighted_sum(masks, torch.ones_like(loss))

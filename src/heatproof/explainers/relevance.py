@@ -13,8 +13,9 @@ from heatproof.errors import InputError
 from heatproof.explainers.composites import composite_of, default_epsilon, rule_of, takes_bias
 from heatproof.explainers.registry import explainer
 from heatproof.models import Classifier, Targets
-from heatproof.relevance import Preset, presets, run
+from heatproof.relevance import ForwardPass, Preset, presets, run
 from heatproof.relevance.mode import Start
+from heatproof.relevance.tokens import self_attention
 
 Bias = Literal["absorb", "ignore"]
 First = Literal["z_box", "w_square", "flat", "none"]
@@ -253,9 +254,14 @@ def chefer(model: Classifier, images: Tensor, targets: Targets, *, strict: bool,
 
     Returns:
         Maps `[B, T, H, W]`, summed over channels; NaN where a start of 1 belongs to a logit of exactly 0.
+
+    Raises:
+        UnsupportedModelError: the model has no self-attention: z⁺ of a CNN is `lrp_zplus`.
     """
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-    return _to_pixels(model, images, targets, presets.chefer(low, high, start), strict)
+    passed = _run(model, images, presets.chefer(low, high, start), strict)
+    self_attention(passed)
+    return _summed(passed, targets)
 
 
 @explainer("lrp", family="relevance", signed=True, paper="montavon2019overview")
@@ -338,7 +344,15 @@ def _listed(limit: Tensor) -> list[float]:
 
 
 def _to_pixels(model: Classifier, images: Tensor, targets: Targets, preset: Preset, strict: bool) -> Tensor:
+    return _summed(_run(model, images, preset, strict), targets)
+
+
+def _run(model: Classifier, images: Tensor, preset: Preset, strict: bool) -> ForwardPass:
     check_choice("start", preset.start, get_args(Start))
-    passed = run(model, images, preset, strict=strict)
-    scores = targets.score(passed.logits).unbind(1)
-    return torch.stack([passed.relevance(score).sum(1) for score in scores], 1)
+    return run(model, images, preset, strict=strict)
+
+
+def _summed(passed: ForwardPass, targets: Targets) -> Tensor:
+    """The relevance of each pixel, summed over channels, for each target `[B, T, H, W]`."""
+    scores = targets.in_turn(passed.logits)
+    return torch.stack([passed.relevance(score, last=last).sum(1) for score, last in scores], 1)

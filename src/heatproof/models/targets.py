@@ -1,5 +1,6 @@
 """What is explained: a class of each image, or several, alone or against another."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,11 @@ class Targets:
         """The explained score of `logits` `[B, K]` -> `[B, T]`: the target's logit, less that of `against`."""
         chosen = logits.gather(1, self.index)
         return chosen if self.against is None else chosen - logits.gather(1, self.against)
+
+    def in_turn(self, logits: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """The score `[B]` of one target an image after the other, and whether it is the last."""
+        for i, score in enumerate(self.score(logits).unbind(1), 1):
+            yield score, i == self.count
 
     def rows(self, start: int, stop: int) -> "Targets":
         """The targets of the images `start:stop`."""

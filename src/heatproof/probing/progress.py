@@ -1,11 +1,8 @@
 """A progress bar on standard error, only where it is asked for."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 @contextmanager
@@ -36,16 +33,25 @@ def bar(description: str, total: float, show: bool) -> Iterator[Callable[[float]
         yield lambda done: display.update(task, completed=done)
 
 
-def track(items: Sequence[T], description: str, show: bool) -> Iterator[T]:
-    """Iterate over `items` behind a bar.
+class Meter:
+    """Turns the progress within a part of the work into that of the whole bar, which `show` shows."""
 
-    >>> list(track([1, 2], "counting", show=False))
-    [1, 2]
-    """
-    with bar(description, len(items), show) as done:
-        for count, item in enumerate(items, start=1):
-            yield item
-            done(count)
+    def __init__(self, show: Callable[[float], None]) -> None:
+        self._show = show
+        self._done = 0.0
+        self._units = 0
+
+    def __call__(self, share: float) -> None:
+        """Show that `share` of the part is done."""
+        self._show(self._done + share * self._units)
+
+    @contextmanager
+    def covering(self, units: int) -> Iterator[None]:
+        """While open, the part is the next `units`, which are done at the end."""
+        self._units = units
+        yield
+        self._done += units
+        self._show(self._done)
 
 
 def _ignore(_: float) -> None:

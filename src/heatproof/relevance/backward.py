@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from heatproof.errors import UnsupportedModelError
+from heatproof.errors import InputError, UnsupportedModelError
 from heatproof.relevance import gaps
 from heatproof.relevance.capture import Capture
 from heatproof.relevance.mode import Preset, RelevanceMode
@@ -55,23 +55,29 @@ class ForwardPass:
         rules = self.mode.preset.rules
         return [Met(name, operation_rule_name(rules.get(name)), count) for name, count in self.mode.ran.most_common()]
 
-    def per_unit(self, score: Tensor, tensors: Sequence[Tensor], *, phase: Way = "relevance") -> list[Tensor]:
+    def per_unit(
+        self, score: Tensor, tensors: Sequence[Tensor], *, phase: Way = "relevance", last: bool = False
+    ) -> list[Tensor]:
         """`c = R / x` of each tensor for the score `[B]` (or its gradient, in the gradient phase).
 
+        After the `last` way back nothing more can be asked: what the pass kept is freed as soon as it is done with, which
+        saves time, too.
+
         Raises:
+            InputError: the last way back was already taken.
             UnsupportedOperationError: relevance met an operation without a rule (strict).
             UnsupportedModelError: a tensor has no influence on the score.
         """
-        found = self._way_back(score, tensors, phase)
+        found = self._way_back(score, tensors, phase, last)
         if any(c is None for c in found):
             raise _without_influence()
         return [c for c in found if c is not None]
 
-    def relevance(self, score: Tensor) -> Tensor:
-        """Relevance of each input value for the score `[B]`: `[B, C, H, W]`."""
+    def relevance(self, score: Tensor, *, last: bool = False) -> Tensor:
+        """Relevance of each input value for the score `[B]`: `[B, C, H, W]`; `last` as in `per_unit`."""
         if self.mode.trail is None or not self.mode.preset.first_rules:
-            return self.images.detach() * self.per_unit(score, [self.images])[0]
-        c, direct = self._way_back(score, [self.images, self.mode.trail.direct], "relevance")
+            return self.images.detach() * self.per_unit(score, [self.images], last=last)[0]
+        c, direct = self._way_back(score, [self.images, self.mode.trail.direct], "relevance", last)
         if direct is None:
             raise UnsupportedModelError(
                 f"{self.mode.preset.name} has a rule of its own for the first layers, and none was found: a dense layer or "
@@ -79,14 +85,18 @@ class ForwardPass:
             )
         return direct if c is None else direct + self.images.detach() * c
 
-    def _way_back(self, score: Tensor, tensors: Sequence[Tensor], phase: Way) -> Sequence[Tensor | None]:
-        self.mode.phase.name = phase
+    def _way_back(self, score: Tensor, tensors: Sequence[Tensor], phase: Way, last: bool) -> Sequence[Tensor | None]:
+        if self.mode.phase.last:
+            raise InputError(
+                "This forward pass was freed with its last way back: run the model again, or leave out last."
+            )
+        self.mode.phase.name, self.mode.phase.last = phase, last
         from_one = phase == "relevance" and self.mode.preset.start == "one"
         if score.grad_fn is None:
             raise _without_influence()
         with apart(), torch.inference_mode(False):
             start = torch.where(score == 0, 0.0, 1 / score.detach()) if from_one else torch.ones_like(score)
-            found = torch.autograd.grad(score, list(tensors), start, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(score, list(tensors), start, retain_graph=not last, allow_unused=True)
         gaps.report(self.mode.met)
         undefined = score == 0
         if not from_one or not undefined.any():

@@ -28,12 +28,33 @@ class Keeper:
         self._aliases[alias.untyped_storage().data_ptr()].append(weakref.ref(alias))
         return alias
 
-    def before_write(self, target: Tensor) -> None:
-        """To be called before a write into `target`."""
-        for reference in self._aliases.pop(target.untyped_storage().data_ptr(), []):
+    def before_write(self, target: Tensor, *, spare: Tensor | None = None) -> None:
+        """To be called before a write into `target`, which the alias `spare` may follow."""
+        storage = target.untyped_storage().data_ptr()
+        copies: dict[Any, Tensor] = {}
+        for reference in self._aliases.pop(storage, []):
             alias = reference()
-            if alias is not None:
-                alias.data = alias.data.clone()
+            if alias is None:
+                continue
+            if alias is spare:
+                self._aliases[storage].append(reference)
+                continue
+            if _place(alias) not in copies:
+                copies[_place(alias)] = alias.data.clone()
+            alias.data = copies[_place(alias)]
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """What is kept of `source` is kept as `target` from now on, which holds the same numbers."""
+        if source.dtype != target.dtype:
+            return
+        references = self._aliases.pop(source.untyped_storage().data_ptr(), [])
+        for reference in references:
+            alias = reference()
+            if alias is not None and _place(alias) == _place(source):
+                alias.data = target.detach()
+                self._aliases[target.untyped_storage().data_ptr()].append(reference)
+            elif alias is not None:
+                self._aliases[source.untyped_storage().data_ptr()].append(reference)
 
     @contextmanager
     def for_gradients(self) -> Iterator[None]:
@@ -63,6 +84,10 @@ class Keeper:
         """Whether it still is this keeper that torch asks, and no hooks of the model's own."""
         hooks = _hooks()
         return hooks is None or hooks[0] == self.keep
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _hooks() -> tuple[Any, Any] | None:

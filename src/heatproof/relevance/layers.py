@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from heatproof.relevance.first_layer import ImageView
 from heatproof.tracing import is_live, live_tensors, map_tensors
@@ -24,33 +25,45 @@ Product = Callable[[Sequence[Tensor], Weights], Tensor]
 class Layer:
     """`z = L x + b` of one or more tensors x.
 
-    `inputs` stand in the model's graph, `values` are what they held, `output` is z. `product(tensors, of_weights)` is `L`
-    of any tensors in the inputs' place, made of `of_weights` of its weights (`torch.abs`: |L|); `transposed(s)` is `Lᵀ s`,
-    one tensor for each input; `bias` broadcasts to z.
+    `inputs` stand in the model's graph, `values` are what they held, `output` is z, None while no rule would ask for it.
+    `product(tensors, of_weights)` is `L` of any tensors in the inputs' place, made of `of_weights` of its weights
+    (`torch.abs`: |L|); `transposed(s)` is `Lᵀ s`, one tensor for each input; `bias` broadcasts to z.
 
     `of_weights` of a product of weights must be the product of that; only where the weights are `whole`, known as one
     tensor, it may be `torch.relu`, too (L⁺). `by_rows` says that the rows of that tensor make the channels of z. Where L
-    works number by number, `factors` are its weights, one for each input, which broadcast to z.
+    works number by number, `factors` are its weights, one for each input, which broadcast to z. A `tokenwise` layer does the
+    same to each vector along the last axis of its one input.
 
     For the choice of a rule: `kind` is the operation's name; `path` is that of its module, where the preset asks; `view` is
-    set where the input is the image and the preset has a rule of its own for that; `last` where no other weighted layer
-    follows. `uses` counts the operations that read z.
+    set where the input is the image and the preset has a rule of its own for that; `weighted` layers may have a norm merged
+    into them; `last` where no other weighted layer follows. `uses` counts the operations that read z; `norm` is the first
+    of them, where it is a norm; `pointwise` says that its rule does not mind what z is where no relevance comes back.
     """
 
     inputs: Sequence[Tensor]
     values: Sequence[Tensor]
-    output: Tensor
+    output: Tensor | None
     product: Product
     transposed: Callable[[Tensor], list[Tensor]]
     bias: Tensor | None = None
     whole: bool = True
     by_rows: bool = False
     factors: Sequence[Tensor | float] | None = None
+    tokenwise: bool = False
     kind: str = ""
     path: str = ""
     view: ImageView | None = None
     last: bool = False
+    weighted: bool = False
+    pointwise: bool = False
     uses: int = 0
+    norm: "Layer | None" = None
+
+    @property
+    def z(self) -> Tensor:
+        """The output, which is there whenever a rule asks."""
+        assert self.output is not None  # noqa: S101 see recall
+        return self.output
 
     @property
     def targets(self) -> list[Tensor]:
@@ -69,6 +82,24 @@ class Layer:
             product = self.product(leaves, of_weights)
         return product.detach(), lambda s: list(torch.autograd.grad(product, leaves, s))
 
+    def of_tokens(self, which: Tensor) -> "Layer":
+        """A tokenwise layer of some tokens only, bool over all axes but the last."""
+        values = [x[which] for x in self.values]
+
+        def transposed(s: Tensor) -> list[Tensor]:
+            return self.weighing(_itself, values)[1](s)
+
+        return replace(self, values=values, transposed=transposed)
+
+    def forget(self, norm: "Layer") -> None:
+        """Drop z, as `norm`, which alone reads it so far, can be seen as part of this layer."""
+        self.norm, self.output, norm.values, norm.inputs = norm, None, [], []
+
+    def recall(self, z: Tensor) -> None:
+        """Take z back: something else reads it, too."""
+        assert self.norm is not None  # noqa: S101 the one that it was forgotten for
+        self.output, self.norm.values = z, [z]
+
     def scaled(self, scale: Tensor, shift: Tensor) -> "Layer":
         """The layer followed by `scale · z + shift` with one number a channel, as one layer."""
 
@@ -81,8 +112,10 @@ class Layer:
             self,
             whole=self.whole and self.by_rows,
             by_rows=False,
+            tokenwise=False,
             product=product,
             transposed=lambda s: self.transposed(s * scale),
+            output=None,
             bias=shift if self.bias is None else shift + scale * self.bias,
         )
 
@@ -112,6 +145,7 @@ def weighted(call: "Call") -> Layer | None:
     layer = _layer(call, product, bias)
     axes = [t.ndim for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and not is_live(t)]
     layer.whole = len(axes) == 1
+    layer.tokenwise = name == "linear" and axes == [2]
     layer.by_rows = (name == "linear" and live[0].ndim == 2) or (name == "conv" and [live[0].ndim] == axes)
     return layer
 
@@ -146,9 +180,8 @@ def additive(call: "Call") -> Layer:
 
     layer = _layer(call, product)
     layer.factors = [float(sign) for sign in signs]
-    layer.bias = (
-        torch.as_tensor(constants[0], dtype=layer.output.dtype, device=layer.output.device) if constants else None
-    )
+    x = layer.values[0]
+    layer.bias = torch.as_tensor(constants[0], dtype=x.dtype, device=x.device) if constants else None
     return layer
 
 
@@ -158,9 +191,15 @@ def diagonal(call: "Call", scale: Tensor, shift: Tensor) -> Layer:
     def product(tensors: Sequence[Tensor], of_weights: Weights) -> Tensor:
         return tensors[0] * of_weights(scale)
 
-    layer = _layer(call, product, shift)
-    layer.factors = [scale]
-    return layer
+    with torch.no_grad():
+        output = call.run()
+    values = [call.keep(call.args[0])]
+    return Layer(call.args[:1], values, output, product, lambda s: [s * scale], shift, factors=[scale],
+                 kind=call.operation.name)  # fmt: skip
+
+
+def _itself(weights: Tensor) -> Tensor:
+    return weights
 
 
 def _layer(call: "Call", product: Product, bias: Tensor | None = None) -> Layer:
@@ -172,9 +211,10 @@ def _layer(call: "Call", product: Product, bias: Tensor | None = None) -> Layer:
     leaves = [tensor.data.requires_grad_() for tensor in inputs]
     with torch.enable_grad():
         output = _with_others(call)(leaves)
+    end = get_gradient_edge(output)  # which does not hold the output itself
 
     def transposed(s: Tensor) -> list[Tensor]:
-        return list(torch.autograd.grad(output, leaves, s, retain_graph=True))
+        return list(torch.autograd.grad(end, leaves, s, retain_graph=True))
 
     values, kind = [call.keep(tensor) for tensor in inputs], call.operation.name
     return Layer(inputs, values, output.detach(), product, transposed, bias, kind=kind)

@@ -23,7 +23,10 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 class LinearRule(Protocol):
-    """`(layer, c, z) -> c_x`, one for each input of the layer; None where nothing goes back."""
+    """`(layer, c, z) -> c_x`, one for each input of the layer; None where nothing goes back.
+
+    A rule that has an attribute `pointwise` which is true does not mind what z is where c is 0; that saves memory.
+    """
 
     def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> Sequence[Tensor | None]: ...
 
@@ -35,6 +38,7 @@ class FirstRule:
     """
 
     limits: tuple[Tensor, ...] = ()
+    pointwise = False
 
     def relevance(self, layer: Layer, c: Tensor, z: Tensor) -> Tensor:
         """R at the input."""
@@ -47,6 +51,8 @@ AnyRule = LinearRule | FirstRule
 @dataclass(frozen=True)
 class Zero:
     """LRP-z [bach2015pixelwise]: `R_i = x_i Σ_j w_ji R_j / z_j`, so a linear layer is its own gradient."""
+
+    pointwise = True
 
     def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:  # noqa: ARG002 z belongs to the protocol
         return layer.transposed(c)
@@ -65,12 +71,18 @@ class Epsilon:
     def __post_init__(self) -> None:
         check_number("epsilon", self.epsilon)
 
+    @property
+    def pointwise(self) -> bool:
+        """Not where the mean over z is looked at."""
+        return not self.relative
+
     def __call__(self, layer: Layer, c: Tensor, z: Tensor) -> list[Tensor]:
         size = z.abs()
-        mean = size.flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1)) if self.relative else 1.0
+        if self.epsilon and not self.relative:  # c |z| / (|z| + ε) in fewer passes over the numbers
+            return layer.transposed(torch.addcdiv(c, c, size.add_(self.epsilon), value=-self.epsilon, out=size))
+        mean = size.flatten(1).mean(1).view(-1, *[1] * (z.ndim - 1))
         denominator = size + self.epsilon * mean
-        if self.relative or not self.epsilon:  # a sample's z can all be 0
-            denominator.clamp_(min=torch.finfo(z.dtype).tiny)
+        denominator.clamp_(min=torch.finfo(z.dtype).tiny)  # a sample's z can all be 0
         return layer.transposed(size.div_(denominator).mul_(c))
 
 
@@ -89,6 +101,7 @@ class AlphaBeta:
     alpha: float = 2.0
     beta: float = 1.0
     bias: bool = True
+    pointwise = True
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, low=1.0)
@@ -113,7 +126,9 @@ class AlphaBeta:
         noise = total.abs() if left_out is None else total.abs() + left_out.abs()
         noise *= 4 * VANISHING
         negative = terms - total if self.beta else None
-        s_positive = _quotient(z * c, terms.add_(total), noise).mul_(self.alpha)
+        s_positive = _quotient(z * c, terms.add_(total), noise)
+        if self.alpha != 1:
+            s_positive *= self.alpha
         s_negative = None if negative is None else _quotient(z * c, negative, noise).mul_(self.beta)
         difference = s_positive if s_negative is None else s_positive - s_negative
         direct = layer.transposed(s_positive if s_negative is None else s_positive + s_negative)
@@ -176,6 +191,7 @@ class Gamma:
     """
 
     gamma: float = 0.25
+    pointwise = True
 
     def __post_init__(self) -> None:
         check_number("gamma", self.gamma)
@@ -202,6 +218,7 @@ class ZBox(FirstRule):
 
     low: Tensor
     high: Tensor
+    pointwise = True
 
     @property
     def limits(self) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -224,6 +241,8 @@ class ZBox(FirstRule):
 class WSquare(FirstRule):
     """The w² rule of first layers [montavon2017explaining]: pixel i shares in neuron j by `w_ji²`, whatever its value."""
 
+    pointwise = True
+
     def relevance(self, layer: Layer, c: Tensor, z: Tensor) -> Tensor:
         """R at the input."""
         return _by_weights(layer, torch.square, z * c)
@@ -233,9 +252,16 @@ class WSquare(FirstRule):
 class Flat(FirstRule):
     """The flat rule of first layers [lapuschkin2019unmasking]: every pixel that neuron j sees has an equal share."""
 
+    pointwise = True
+
     def relevance(self, layer: Layer, c: Tensor, z: Tensor) -> Tensor:
         """R at the input."""
         return _by_weights(layer, torch.ones_like, z * c)
+
+
+def is_pointwise(rule: AnyRule) -> bool:
+    """Whether the rule says that it does not mind what z is where c is 0."""
+    return getattr(rule, "pointwise", False)
 
 
 def _by_weights(layer: Layer, of_weights: Callable[[Tensor], Tensor], relevance: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ from heatproof.relevance.capture import Capture
 from heatproof.relevance.first_layer import ImageTrail, ImageView
 from heatproof.relevance.keeping import Keeper
 from heatproof.relevance.layers import Layer
-from heatproof.relevance.linear import AnyRule, FirstRule, LinearRule
+from heatproof.relevance.linear import AnyRule, FirstRule, LinearRule, is_pointwise
 from heatproof.relevance.linearity import LINEAR_NODES, MOVING_NODES, nonlinear_nodes, reaches
 from heatproof.relevance.marks import Marks
-from heatproof.relevance.supported import RECOMPUTES
+from heatproof.relevance.supported import RECOMPUTES, drops_at_random
 from heatproof.tracing import Operation, Tracer, is_live, live_tensors, map_tensors
 
 Start = Literal["logit", "one"]
@@ -33,6 +33,7 @@ KINDS = ("dense", "conv", "sums", "norm", "first", "last")  # of layers, for whi
 
 _DIFFERENTIATE = ("backward", "grad")
 _LEAVE_TORCH = ("numpy", "array")
+_SAVE_NO_INPUT = ("relu", "add", "sub")  # for their own gradient, so that they may work in place
 
 
 @dataclass
@@ -128,23 +129,41 @@ class RelevanceMode(Tracer):
         self.met: dict[str, bool] = {}  # those that relevance went back through, and whether that was reported
         follows_image = preset.first is not None or preset.first_rules
         self.trail = ImageTrail(images, preset.limits()) if follows_image else None
-        self._layers = WeakTensorKeyDictionary()
+        self._layers = WeakTensorKeyDictionary()  # by what they made
         self._weighted_paths: set[str] = set()
         self.marks = Marks()
         self.keeper = Keeper()
 
     def operation(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation under its rule, in the model's stead."""
+        try:
+            return self._followed(operation, args, kwargs)
+        except RuntimeError as error:
+            if "is being modified inplace" not in str(error):
+                raise
+            raise UnsupportedModelError(
+                f"The model writes in place into a part of a tensor ({operation.name!r} in module {self.module_path()}), "
+                "which torch allows without gradients only: the part was made by chunk, split or unbind, or under "
+                "no_grad. Write into a copy, part.clone(), or take the part by slicing: x[:, :n]."
+            ) from error
+
+    def _followed(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         live = list(live_tensors((args, kwargs)))
         self._check_followable(operation.name, live)
+        if drops_at_random(operation.name, args, kwargs):
+            raise UnsupportedModelError(
+                f"The model drops values at random although it is in evaluation mode ({operation.name!r} in module "
+                f"{self.module_path()}), so that no two answers are the same. Let that depend on the mode: "
+                "F.dropout(x, p, self.training), scaled_dot_product_attention(..., dropout_p=p if self.training else 0.0)."
+            )
         if any(tensor.grad_fn not in self._seen for tensor in live):
             followed = map_tensors(self._look_behind, (args, kwargs))
             live = list(live_tensors(followed))
             args, kwargs = followed if live else (args, kwargs)  # a graph that is not of the image goes on as it is
-        read = [layer for tensor in live if (layer := self.made_by(tensor)) is not None]
+        read = [self._recalled(layer, tensor) for tensor in live if (layer := self._layers.get(tensor)) is not None]
         if live:
             self.ran[operation.name] += 1
-        inplace = operation.inplace or operation.name == "setitem"
+        inplace = bool(args) and (operation.inplace or operation.name == "setitem")  # what is named is a new parameter
         if not live:
             if inplace:  # perhaps into what a live tensor shows, too
                 self._before_write(args[0])
@@ -163,7 +182,8 @@ class RelevanceMode(Tracer):
             made += [tensor.grad_fn for tensor in live_tensors([args[0], args[0]._base])]
         if made:  # a question about its shape is no use
             self._seen.update(made)
-        same = any(result is tensor for tensor in live) and not operation.name.endswith("_")  # which is another shape
+        changed = inplace or operation.name.endswith("_")  # into another shape
+        same = any(result is tensor for tensor in live) and not changed
         if made and not same:  # handing it through is no use either
             for layer in read:
                 layer.uses += 1
@@ -173,9 +193,9 @@ class RelevanceMode(Tracer):
     def _replaced(self, call: Call, live: Sequence[Tensor], inplace: bool) -> Any:
         """The operation's value under its rule, written into its first argument if it works in place."""
         name = call.operation.name
-        if inplace and name == "relu" and name not in self.preset.rules:  # it saves its result only: nothing is lost
-            self._before_write(call.args[0])
-            return call.args[0].relu_()
+        if inplace and name in _SAVE_NO_INPUT and name not in self.preset.rules:
+            self._before_write(call.args[0], relu=name == "relu")
+            return call.args[0].relu_() if name == "relu" else call.operation.function(*call.args, **call.kwargs)
         result = self._value(call)
         self.marks.follow(name, call.args, live, result)
         return self._write(call.args[0], result) if inplace else result
@@ -254,16 +274,17 @@ class RelevanceMode(Tracer):
 
     def through(self, layer: Layer, back: LinearRule, *more: Tensor) -> Tensor:
         """The value of a linear layer; relevance goes back by `back` to its targets and to `more`."""
-        kept = self.keep(layer.output)
         targets = [*layer.targets, *more]
         rest = [None] * (len(targets) - len(layer.inputs))
-        return routing.route(
-            layer.output,
+        value = routing.route(
+            layer.z,
             targets,
-            lambda c: back(layer, c, kept),
+            lambda c: back(layer, c, layer.z),
             self.phase,
             gradient=lambda c: [*layer.transposed(c), *rest],
         )
+        layer.output, layer.pointwise, self._layers[value] = self.keep(layer.z), is_pointwise(back), layer
+        return value
 
     def view_of(self, tensor: Tensor) -> ImageView | None:
         """What `tensor` shows of the image, where the preset has a rule of its own for first layers."""
@@ -271,9 +292,10 @@ class RelevanceMode(Tracer):
 
     def remember(self, value: Tensor, layer: Layer) -> Tensor:
         """`value`, known from now on as made by the weighted `layer`."""
-        self._layers[value] = layer
+        layer.weighted = True
         self._weighted_paths.add(layer.path)
-        value.grad_fn.layer = layer  # type: ignore[union-attr]
+        if self.preset.last is not None:
+            value.grad_fn.layer = layer  # type: ignore[union-attr]
         return value
 
     def check_patterns(self) -> None:
@@ -287,7 +309,8 @@ class RelevanceMode(Tracer):
 
     def merged(self, value: Tensor, layer: Layer) -> Tensor:
         """`value`, made by a norm that can be seen as part of `layer`, which is the norm's input with the norm applied."""
-        value.grad_fn.merged = layer  # type: ignore[union-attr]
+        if self.preset.last is not None:
+            value.grad_fn.merged = layer  # type: ignore[union-attr]
         return value
 
     def mark_last(self, logits: Tensor) -> None:
@@ -306,26 +329,40 @@ class RelevanceMode(Tracer):
             else:
                 stack.extend(before for before, _ in node.next_functions)
 
-    def made_by(self, tensor: Tensor) -> Layer | None:
-        """The layer that `tensor` was remembered for."""
-        layer: Layer | None = self._layers.get(tensor)
+    def _recalled(self, layer: Layer, value: Tensor) -> Layer:
+        """`layer`, which is about to be read, with z where it was forgotten."""
+        if layer.output is None:
+            layer.recall(self.keep(value))
         return layer
+
+    def made_by(self, tensor: Tensor) -> Layer | None:
+        """The weighted layer that `tensor` was remembered for."""
+        layer: Layer | None = self._layers.get(tensor)
+        return layer if layer is not None and layer.weighted else None
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The tensor's present value for the way back, safe from later writes in place."""
         return self.keeper.keep(tensor)
 
-    def _before_write(self, target: Tensor) -> None:
-        """Nothing that is known of `target`'s values will be true any more."""
-        self.keeper.before_write(target)
+    def _before_write(self, target: Tensor, *, relu: bool = False) -> None:
+        """Nothing that is known of `target`'s values will be true any more.
+
+        Except where they go through a ReLU before anything reads them: no relevance comes back to those that change.
+        """
+        layer = self._layers.get(target)
+        may_follow = relu and layer is not None and layer.pointwise and not layer.uses
+        self.keeper.before_write(target, spare=layer.output if may_follow else None)
         self.marks.set(target, None)
         self._layers.pop(target, None)
 
     def _write(self, target: Tensor, value: Tensor) -> Tensor:
-        mark = self.marks.of(value)
+        mark, layer = self.marks.of(value), self._layers.get(value)
         self._before_write(target)
         routing.write(target, value)
         self.marks.set(target, mark)
+        self.keeper.move(value, target)
+        if layer is not None:
+            self._layers[target] = layer
         return target
 
 

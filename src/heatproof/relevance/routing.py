@@ -17,9 +17,10 @@ Back = Callable[[Tensor], Sequence[Tensor | None]]
 
 @dataclass
 class Phase:
-    """Which way back is taken now."""
+    """Which way back is taken now, and whether it is the last one, on which everything is freed that it is done with."""
 
     name: Way = "relevance"
+    last: bool = False
 
 
 class _Scale(torch.autograd.Function):
@@ -52,6 +53,8 @@ class _Route(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor | None) -> Any:
         rule = ctx.rules[ctx.phase.name]
+        if ctx.phase.last:
+            ctx.rules = {}
         if c is None or rule is None:
             return (c, None, None, None, *[None] * ctx.count)
         return (None, None, None, None, *rule(c))

@@ -15,7 +15,7 @@ from torch import Tensor
 from heatproof.errors import UnsupportedOperationError
 from heatproof.relevance import layers, norms
 from heatproof.relevance.layers import Layer
-from heatproof.relevance.linear import AnyRule, FirstRule, LinearRule, Zero, safe_divide
+from heatproof.relevance.linear import AnyRule, FirstRule, LinearRule, Zero, is_pointwise, safe_divide
 from heatproof.relevance.mode import Call, Preset, Rule
 from heatproof.tracing import is_live, live_tensors, map_tensors
 
@@ -143,7 +143,10 @@ def batch_norm(merged: Callable[[Layer], LinearRule], alone: LinearRule) -> Rule
             return call.mode.through(layer, alone)
         whole = before.scaled(scale, shift)
         back = Merged(before, whole, ByPlace(merged(before), call.mode.preset), alone)
-        return call.mode.merged(call.mode.through(layer, back, *whole.targets), whole)
+        value = call.mode.through(layer, back, *whole.targets)
+        if not before.uses:
+            before.forget(layer)
+        return call.mode.merged(value, whole)
 
     return apply
 
@@ -196,6 +199,12 @@ class ByPlace:
     usual: LinearRule
     preset: Preset
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether every rule is that the layer can get."""
+        own = (self.preset.first, self.preset.last, *self.preset.modules.values())
+        return all(is_pointwise(rule) for rule in (self.usual, *own) if rule is not None)
+
     def choose(self, layer: Layer) -> tuple[AnyRule, Layer]:
         """The rule, and the layer that it is applied to."""
         return self.preset.rule_for(layer, self.usual), layer
@@ -204,13 +213,27 @@ class ByPlace:
         """`c_x` of each input, or the relevance that goes straight to the image."""
         rule, _ = self.choose(layer)
         if not isinstance(rule, FirstRule):
-            return [*rule(layer, c, z), *[None] * (len(layer.targets) - len(layer.inputs))]
+            return [*_where_relevance_comes(rule, layer, c, z), *[None] * (len(layer.targets) - len(layer.inputs))]
         if layer.view is None:
             raise UnsupportedOperationError(
                 f"The preset {self.preset.name!r} gives {type(rule).__name__} to the module {layer.path!r}, which does not "
                 "see the image itself. That rule is for first layers: give the module another one."
             )
         return [*[None] * len(layer.inputs), rule.relevance(layer, c, z)]
+
+
+def _where_relevance_comes(rule: LinearRule, layer: Layer, c: Tensor, z: Tensor) -> Sequence[Tensor | None]:
+    """`rule(layer, c, z)`, for some tokens only where no relevance comes to the others, as below a class token."""
+    if not (layer.tokenwise and is_pointwise(rule)) or c.ndim < 3 or c[0, -1].any():
+        return rule(layer, c, z)
+    reached = (c != 0).any(-1)
+    if 2 * int(reached.sum()) > reached.numel():
+        return rule(layer, c, z)
+    found = rule(layer.of_tokens(reached), c[reached], z[reached])
+    return [
+        None if part is None else torch.zeros_like(x).index_put_((reached,), part)
+        for part, x in zip(found, layer.values, strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +244,11 @@ class Merged:
     whole: Layer
     together: ByPlace
     alone: LinearRule
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether both rules are."""
+        return self.together.pointwise and is_pointwise(self.alone)
 
     def choose(self, layer: Layer) -> tuple[AnyRule, Layer]:
         """The rule, and the layer that it is applied to."""
@@ -295,7 +323,7 @@ def constant(call: Call) -> Tensor:
 def unchanged(call: Call) -> Tensor:
     """R passes as it is, `c_x = R / x`, 0 where x = 0 (Chefer 2021, for everything but products, sums and layers)."""
     x = call.keep(call.args[0])
-    return call.route([call.args[0]], lambda c, value: [safe_divide(value * c, x)])
+    return call.route([call.args[0]], lambda c, value: [(value * c).div_(x).masked_fill_(x == 0, 0.0)])
 
 
 def residual_by_ratio(call: Call) -> Tensor:

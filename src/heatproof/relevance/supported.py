@@ -1,5 +1,8 @@
 """Which models can be followed operation by operation, said before they run."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -10,6 +13,22 @@ RECOMPUTES = (
     "be what was seen. Switch that off, e.g. model.set_grad_checkpointing(False) in timm or "
     "model.gradient_checkpointing_disable() in transformers; outside the model, leave save_on_cpu and the like."
 )
+
+_DROPPING = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout".split()
+)
+
+
+def drops_at_random(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether this call of the operation `name` is a dropout that is switched on.
+
+    >>> drops_at_random("dropout", (torch.ones(2), 0.1), {}), drops_at_random("dropout", (torch.ones(2), 0.1, False), {})
+    (True, False)
+    """
+    if name not in _DROPPING:
+        return False
+    given = {**dict(zip(("input", "p", "training"), args, strict=False)), **kwargs}
+    return bool(given.get("p", 0.5)) and bool(given.get("training", given.get("train", True)))
 
 
 def check_supported(module: nn.Module) -> None:

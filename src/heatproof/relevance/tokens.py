@@ -55,18 +55,27 @@ def attention_matrices(passed: ForwardPass) -> list[Tensor]:
     return blocks
 
 
+def self_attention(passed: ForwardPass) -> list[Tensor]:
+    """The probabilities of every self-attention in order, over the whole image, within windows or at several scales.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    if not passed.capture.attention:
+        raise UnsupportedModelError(
+            "This method needs self-attention, and the model ran none. Use a vision transformer, or a method that works "
+            "for any model: gradcam, lrp_epsilon, lime."
+        )
+    return passed.capture.attention
+
+
 def whole_attention(passed: ForwardPass) -> list[Tensor]:
     """The probabilities of every self-attention in order, see `attention_matrices`; more may follow from other queries.
 
     Raises:
         UnsupportedModelError: there is none, or not over the whole image.
     """
-    captured, batch = passed.capture.attention, len(passed.images)
-    if not captured:
-        raise UnsupportedModelError(
-            "This method needs self-attention, and the model ran none. Use a vision transformer, or a method that works "
-            "for any model: gradcam, lrp_epsilon, lime."
-        )
+    captured, batch = self_attention(passed), len(passed.images)
     sizes = {(a.ndim, a.shape[0], a.shape[-1]) for a in captured}
     whole = all((ndim, count) == (4, batch) or (ndim == 3 and count % batch == 0) for ndim, count, _ in sizes)
     if not whole or len({tokens for *_, tokens in sizes}) > 1:
