@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heatproof.explanation import explain
+from heatproof.explanation import explain, methods
 from heatproof.models import Classifier
 from heatproof.scoring import score_many
 from heatproof.study.loading import parse_recipe
-from heatproof.study.plan import ModelPlan, in_words, method_passes, total
+from heatproof.study.plan import ModelPlan, in_words, map_passes, score_passes, total
 from heatproof.study.trial import try_methods
 from support.studies import recipe as tiny
 
@@ -87,13 +87,16 @@ def test_passes_of_perturbation_methods_are_exact(metrics: list[Any], tmp_path: 
     if metrics:
         score_many(clf, image, maps, metrics=metrics, explain=("lime", {"samples": 12}), targets=[0], roi=maps > 0)
     counted = once + net.seen
-    predicted = method_passes(recipe, recipe.methods[0], 256, layers=1)
+    one_map = map_passes(methods()["lime"], recipe.methods[0].options)
+    predicted = one_map + score_passes(recipe.metrics, one_map, 256, layers=1)
     assert counted - 6 <= predicted <= counted  # the front doors' own checks are not predicted
 
 
 def test_a_model_is_trained_predicted_and_explained() -> None:
-    plan = ModelPlan(training=600, prediction=50, explaining={"a": 10, "b": 7}, cases=4, seconds=0.5)
-    assert plan.passes == 600 + 50 + 4 * 17
+    plan = ModelPlan(
+        training=600, prediction=50, explaining={"a": 10, "b": 7}, comparing={"a": 2, "b": 0}, cases=4, seconds=0.5
+    )
+    assert plan.passes == 600 + 50 + 4 * 19
     assert plan.time == plan.passes * 0.5
     assert total([plan, plan]) == (2 * plan.passes, 2 * plan.time)
     assert in_words(89) == "89 s"

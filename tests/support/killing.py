@@ -102,7 +102,7 @@ def main(folder: Path, seed: int, kills: int) -> dict[str, object]:
 
     write_data(folder, (16, 4, 8))
     methods = ["attention", {"method": "lime", "samples": 12, "segmentation": "grid"}, "control_random"]
-    metrics = ["sparseness", {"metric": "max_sensitivity", "samples": 1}]
+    metrics = ["sparseness", {"metric": "max_sensitivity", "samples": 1}, {"metric": "consistency", "grid": [2, 2]}]
     recipe = parse_recipe(tiny(folder, methods=methods, metrics=metrics))
     started = time.monotonic()
     assert finish(start(recipe, folder / "undisturbed")) == 0

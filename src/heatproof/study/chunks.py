@@ -15,9 +15,15 @@ from numpy.typing import NDArray
 from heatproof.datasets.table import Dataset
 from heatproof.errors import HeatproofError
 from heatproof.models import Classifier
+from heatproof.scoring import metrics
 from heatproof.study.models import Batch, read_batch
-from heatproof.study.recipe import ModelSpec, Recipe
+from heatproof.study.recipe import MetricSpec, ModelSpec, Recipe
 from heatproof.study.writing import Failures, failure, write_arrays, write_failures
+
+
+def metrics_of(recipe: Recipe, *, cohort: bool) -> list[MetricSpec]:
+    """The metrics that compare all samples with each other, or those that look at one sample at a time."""
+    return [spec for spec in recipe.metrics if ("cohort" in metrics()[spec.name].needs) == cohort]
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The chunk `number` with its members' ids; `failures` are the files of theirs that could not be read."""
+    """The chunk `number` with its members' ids; `failures` are the files of theirs that could not be read.
+
+    Without a number it is the whole test set, which the metrics that compare all samples with each other look at.
+    """
 
     bench: Bench
-    number: int
+    number: int | None
     members: tuple[str, ...]
     failures: Failures = field(default_factory=list)
     chances: dict[Hashable, float] = field(default_factory=dict)  # chance levels that methods share
@@ -57,7 +66,12 @@ class Chunk:
     @property
     def name(self) -> str:
         """The name of its files."""
-        return f"{self.number:05d}"
+        return "whole" if self.number is None else f"{self.number:05d}"
+
+    @property
+    def metrics(self) -> list[MetricSpec]:
+        """The metrics that are scored on it."""
+        return metrics_of(self.bench.recipe, cohort=self.number is None)
 
     def file(self, kind: str, *parts: str, suffix: str) -> Path:
         """`<run>/<kind>/<model>/<parts>/<chunk><suffix>`."""

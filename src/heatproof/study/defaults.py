@@ -21,11 +21,6 @@ def check_registries(recipe: Recipe) -> None:
             entry = _entry(f"{part}[{index}]", spec, registry)
             if "roi" in entry.needs and recipe.data.region is None:
                 raise InputError(f"{part}[{index}]: {spec.name} compares with a region: name it in data.region.")
-            if "cohort" in entry.needs:
-                raise InputError(
-                    f"{part}[{index}]: {spec.name} compares all samples with each other, and a study scores a few at a "
-                    "time: leave it out, and call heatproof.score on the maps of all samples."
-                )
 
 
 def _entry(where: str, spec: PartSpec, registry: Mapping[str, Entry]) -> Entry:

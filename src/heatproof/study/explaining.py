@@ -42,9 +42,12 @@ class Explaining:
     def run(self) -> None:
         """Make what is missing of the maps and the scores."""
         stored = self._stored_maps()
-        scores = pd.DataFrame(columns=list(SCORE_COLUMNS)) if stored is None else self._table(self._scores(stored))
+        self.finish({} if stored is None else self._scores(stored))
+
+    def finish(self, values: Mapping[str, NDArray[np.float64]]) -> None:
+        """Write the scores, see `_table`, after what failed."""
         self._write_failures("scores")
-        write_table(self.chunk.file("scores", self.method.label, suffix=".parquet"), scores)
+        write_table(self.chunk.file("scores", self.method.label, suffix=".parquet"), self._table(values))
 
     def _write_failures(self, step: str) -> None:
         """What failed in this step, before the step's own file appears."""
@@ -67,7 +70,7 @@ class Explaining:
             self._write_failures("maps")
             return None
         self._write_failures("maps")
-        cases = [case for case in self._cases if case in found]
+        cases = [case for case in self.cases if case in found]
         size, entry = bench.clf.preprocessing.image_size, methods()[self.method.name]
         maps, grid = np.zeros((len(cases), *size), dtype=np.float32), np.zeros((len(cases), 2), dtype=np.int64)
         for place, case in enumerate(cases):
@@ -79,7 +82,7 @@ class Explaining:
         return read_arrays(path)
 
     @property
-    def _cases(self) -> list[Case]:
+    def cases(self) -> list[Case]:
         """What is to be explained, in the order of the chunk."""
         ids, targets = self.chunk.batch.ids, self.chunk.bench.targets
         return [(row, target) for row, sample in enumerate(ids) for target in targets[sample]]
@@ -122,15 +125,11 @@ class Explaining:
 
     def _scores(self, stored: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
         """By metric a value and its chance level for each case of the chunk, `[cases, 2]`, NaN where there is none."""
-        place_of = {case: place for place, case in enumerate(self._cases)}
-        row_of = {sample: row for row, sample in enumerate(self.chunk.batch.ids)}
-        mapped = zip(stored["sample_id"].tolist(), stored["target"].tolist(), strict=True)
-        pairs = [((row_of[sample], target), place) for place, (sample, target) in enumerate(mapped) if sample in row_of]
-        local = {spec.label for spec in self.chunk.bench.recipe.metrics if "roi" in metrics()[spec.name].needs}
-        found = {spec.label: np.full((len(place_of), 2), np.nan) for spec in self.chunk.bench.recipe.metrics}
-        for needs_region in (False, True):
-            wanted = [spec for spec in self.chunk.bench.recipe.metrics if (spec.label in local) == needs_region]
-            usable = [pair for pair in pairs if not needs_region or self.chunk.region(*pair[0]) is not None]
+        place_of = {case: place for place, case in enumerate(self.cases)}
+        found = self.unscored()
+        for local in (False, True):
+            wanted = [spec for spec in self.chunk.metrics if needs_region(spec) == local]
+            usable = self.usable(stored, region=local)
             for (label, case), value in self._values(wanted, usable, stored).items():
                 found[label][place_of[case], 0] = value
             for spec in wanted:
@@ -138,6 +137,17 @@ class Explaining:
                     for case, place in usable:
                         found[spec.label][place_of[case], 1] = self._chance(spec, case, tuple(stored["grid"][place]))
         return found
+
+    def usable(self, stored: Mapping[str, NDArray[Any]], *, region: bool) -> list[Pair]:
+        """The cases that have a map, and a region where that is needed."""
+        row_of = {sample: row for row, sample in enumerate(self.chunk.batch.ids)}
+        mapped = zip(stored["sample_id"].tolist(), stored["target"].tolist(), strict=True)
+        pairs = [((row_of[sample], target), place) for place, (sample, target) in enumerate(mapped) if sample in row_of]
+        return [pair for pair in pairs if not region or self.chunk.region(*pair[0]) is not None]
+
+    def unscored(self) -> dict[str, NDArray[np.float64]]:
+        """By metric NaN for the value and the chance level of each case, `[cases, 2]`."""
+        return {spec.label: np.full((len(self.cases), 2), np.nan) for spec in self.chunk.metrics}
 
     def _chance(self, metric: MetricSpec, case: Case, grid: tuple[int, int]) -> float:
         """What random maps of this method's grid score; methods of one grid and upsampling share it."""
@@ -158,7 +168,7 @@ class Explaining:
         if not wanted or not pairs:
             return {}
         try:
-            return self._asked(wanted, pairs, stored)
+            return self.asked(wanted, pairs, stored)
         except HeatproofError as error:
             if len(wanted) > 1:
                 parts = [self._values([metric], pairs, stored) for metric in wanted]
@@ -170,12 +180,13 @@ class Explaining:
                 return {}
         return {key: value for part in parts for key, value in part.items()}
 
-    def _asked(
+    def asked(
         self, wanted: Sequence[MetricSpec], pairs: Sequence[Pair], stored: Mapping[str, NDArray[Any]]
     ) -> dict[tuple[str, Case], float]:
+        """(metric, case) -> value, of all pairs together."""
         bench, device = self.chunk.bench, self.chunk.bench.clf.device
         cases, places = [case for case, _ in pairs], [place for _, place in pairs]
-        rows = [row for row, _ in cases]
+        rows, local = [row for row, _ in cases], any(needs_region(metric) for metric in wanted)
         found = score_many(
             bench.clf,
             self.chunk.batch.images[rows].to(device),
@@ -183,7 +194,7 @@ class Explaining:
             metrics=[{**metric.options, "metric": metric.name, "as": metric.label} for metric in wanted],
             explain=(self.method.name, self.method.options),
             targets=torch.from_numpy(stored["target"][places]).to(device),
-            roi=torch.from_numpy(np.stack([self._roi(case) for case in cases])).to(device),
+            roi=torch.from_numpy(np.stack([self._roi(case) for case in cases])).to(device) if local else None,
             keys=[self.chunk.batch.ids[row] for row in rows],
             batch_size=bench.spec.batch_size,
             precision=bench.recipe.precision,
@@ -193,11 +204,12 @@ class Explaining:
 
     def _roi(self, case: Case) -> NDArray[np.bool_]:
         found = self.chunk.region(*case)
-        return np.zeros(self.chunk.bench.clf.preprocessing.image_size, np.bool_) if found is None else found
+        assert found is not None  # noqa: S101 only usable cases are compared with it
+        return found
 
     def _table(self, values: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
-        """One row a case and metric, columns `SCORE_COLUMNS`."""
-        bench, cases = self.chunk.bench, self._cases
+        """One row a case and metric, columns `SCORE_COLUMNS`; no row for no metric."""
+        bench, cases = self.chunk.bench, self.cases
         ids = [self.chunk.batch.ids[row] for row, _ in cases]
         common = {
             "sample_id": ids,
@@ -210,4 +222,10 @@ class Explaining:
             pd.DataFrame({**common, "metric": label, "value": columns[:, 0], "chance": columns[:, 1]})
             for label, columns in values.items()
         ]
-        return pd.concat(parts, ignore_index=True)[list(SCORE_COLUMNS)]
+        columns = list(SCORE_COLUMNS)
+        return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def needs_region(spec: MetricSpec) -> bool:
+    """Whether the metric compares the map with a region."""
+    return "roi" in metrics()[spec.name].needs

@@ -11,12 +11,14 @@ from heatproof.datasets.table import Dataset
 from heatproof.explanation import methods
 from heatproof.metrics import Metric
 from heatproof.metrics.randomization import weighted_layers
+from heatproof.metrics.registry import THE_IMAGE
 from heatproof.models import Classifier
 from heatproof.probing.precision import Precision, forward_pass
 from heatproof.registry import Entry
 from heatproof.scoring import metrics
+from heatproof.study.chunks import metrics_of
 from heatproof.study.models import blank_images
-from heatproof.study.recipe import MethodSpec, ModelSpec, Recipe
+from heatproof.study.recipe import MetricSpec, ModelSpec, Recipe
 
 # Forward passes that one map costs in time, where no `samples` option says so: a backward pass counts as two, and the
 # relevance rules run several products for one.
@@ -31,13 +33,15 @@ class ModelPlan:
     training: int
     prediction: int
     explaining: Mapping[str, int]  # method -> passes a map and its scores
+    comparing: Mapping[str, int]  # method -> passes a map for the metrics that compare all samples
     cases: int
     seconds: float
 
     @property
     def passes(self) -> int:
         """All of them."""
-        return self.training + self.prediction + self.cases * sum(self.explaining.values())
+        a_case = sum(self.explaining.values()) + sum(self.comparing.values())
+        return self.training + self.prediction + self.cases * a_case
 
     @property
     def time(self) -> float:
@@ -64,30 +68,34 @@ def plan_model(
     train, val, test = (int(counts.get(name, 0)) for name in ("train", "val", "test"))
     epochs = spec.training.epochs if spec.training else 0
     height, width = clf.preprocessing.image_size
-    explaining = {
-        method.label: 0
-        if method.label in unsupported
-        else method_passes(recipe, method, height * width, layers=len(weighted_layers(clf.module)))
-        for method in recipe.methods
-    }
-    return ModelPlan(epochs * (_TRAINING_PASSES * train + val), val + test, explaining, cases, seconds)
+    explaining, comparing = {}, {}
+    for method in recipe.methods:
+        one_map = map_passes(methods()[method.name], method.options)
+        alone, together = (
+            score_passes(
+                metrics_of(recipe, cohort=cohort), one_map, height * width, layers=len(weighted_layers(clf.module))
+            )
+            for cohort in (False, True)
+        )
+        supported = method.label not in unsupported
+        explaining[method.label], comparing[method.label] = supported * (one_map + alone), supported * together
+    return ModelPlan(epochs * (_TRAINING_PASSES * train + val), val + test, explaining, comparing, cases, seconds)
 
 
-def method_passes(recipe: Recipe, method: MethodSpec, pixels: int, *, layers: int) -> int:
-    """Forward passes for the map of one image by `method` and all its scores; metrics that share their probes count once.
+def score_passes(specs: Sequence[MetricSpec], one_map: int, pixels: int, *, layers: int) -> int:
+    """Forward passes for all scores of one map, which itself takes `one_map`; metrics that share their probes count once.
 
     `layers` of the model are randomised one after another by the metrics that do so.
     """
-    one_map = _map_passes(methods()[method.name], method.options)
     shared: dict[Any, int] = {}
-    for metric in recipe.metrics:
-        entry = metrics()[metric.name]
-        options = {**entry.options, **metric.options}
-        shared |= _score_passes(entry, options, one_map, pixels, layers)
-    return one_map + sum(shared.values())
+    for spec in specs:
+        entry = metrics()[spec.name]
+        shared |= _score_passes(entry, {**entry.options, **spec.options}, one_map, pixels, layers)
+    return sum(shared.values())
 
 
-def _map_passes(entry: Entry, options: Mapping[str, Any]) -> int:
+def map_passes(entry: Entry, options: Mapping[str, Any]) -> int:
+    """Forward passes for the map of one image."""
     given = {**entry.options, **options}
     if given.get("samples"):
         return int(given["samples"])
@@ -101,16 +109,16 @@ def _score_passes(entry: Metric, options: Mapping[str, Any], one_map: int, pixel
     found: dict[Any, int] = {}
     if "explain" in entry.needs:
         used = sorted((name, str(value)) for name, value in options.items() if name not in _AFTERWARDS)
-        found["explanations", str(used)] = _explanations(options, layers) * one_map
+        found["explanations", str(used)] = explanations(options, layers) * one_map
     probed = {} if entry.passes is None else entry.passes(options, pixels)
-    return {**found, "the image itself": 1, **probed} if probed else found
+    return {**found, THE_IMAGE: 1, **probed} if probed else found
 
 
 # options that say what is made of the changed images, not which they are
 _AFTERWARDS = {"denominator", "same_prediction", "similarity", "layer"}
 
 
-def _explanations(options: Mapping[str, Any], layers: int) -> int:
+def explanations(options: Mapping[str, Any], layers: int) -> int:
     """How often a metric explains changed images, or a changed model, by its options."""
     versions = int(options.get("samples") or options.get("steps") or 1)
     if "order" not in options:

@@ -15,7 +15,8 @@ from heatproof.datasets.table import Dataset
 from heatproof.errors import InputError
 from heatproof.models import Classifier
 from heatproof.models.checkpoint import load_checkpoint
-from heatproof.study.chunks import Bench, Chunk
+from heatproof.study.chunks import Bench, Chunk, metrics_of
+from heatproof.study.cohorts import Comparing
 from heatproof.study.data import PHANTOM
 from heatproof.study.display import Bar, Display
 from heatproof.study.environment import changed_versions
@@ -25,7 +26,7 @@ from heatproof.study.loading import load_recipe
 from heatproof.study.models import finish_model, performance_of, predictions_of
 from heatproof.study.plan import ModelPlan, in_words, total
 from heatproof.study.preparation import Preparation, prepare, resume, write_start
-from heatproof.study.recipe import ModelSpec, Recipe
+from heatproof.study.recipe import MethodSpec, ModelSpec, Recipe
 from heatproof.study.store import Run, finished
 from heatproof.study.writing import write_json, write_table
 
@@ -136,8 +137,9 @@ def _prepared(recipe: Recipe, folder: Path, display: Display) -> Preparation:
 def _finished_share(prepared: Preparation, folder: Path) -> str:
     recipe = prepared.recipe
     chunks = -(-len(prepared.explained) // recipe.chunk_size)
+    files = chunks + bool(metrics_of(recipe, cohort=True))
     done = len(finished(folder / "scores", "*.parquet"))
-    return f"{done / (chunks * len(recipe.models) * len(recipe.methods)):.0%} of maps and scores"
+    return f"{done / (files * len(recipe.models) * len(recipe.methods)):.0%} of maps and scores"
 
 
 def _announce(prepared: Preparation, plans: dict[str, ModelPlan], display: Display) -> None:
@@ -208,33 +210,39 @@ class _ModelRun:
         members = [sample for sample in self.prepared.explained if bench.targets.get(sample)]
         size = bench.recipe.chunk_size
         parts = [tuple(members[start : start + size]) for start in range(0, len(members), size)]
+
+        def chunks() -> Iterator[Chunk]:  # new ones each time, so that only one holds its images
+            return (Chunk(bench, number, part) for number, part in enumerate(parts))
+
+        whole = [Chunk(bench, None, tuple(members))] if metrics_of(bench.recipe, cohort=True) else []
         pieces = [
-            (
-                _cases(bench, part) * self.plan.explaining[method.label],
-                Explaining(Chunk(bench, number, part), method).done,
-            )
-            for number, part in enumerate(parts)
+            (self._passes(chunk, method), Explaining(chunk, method).done)
+            for chunk in (*chunks(), *whole)
             for method in bench.recipe.methods
         ]
         done = sum(passes for passes, finished in pieces if finished)
         with self.display.bar(self.spec.name, sum(passes for passes, _ in pieces), done) as bar:
-            for number, part in enumerate(parts):
-                # a new chunk each, so that only one holds its images
-                self._explain_chunk(Chunk(bench, number, part), len(parts), bar)
+            for number, chunk in enumerate(chunks(), 1):
+                chunk.write_inputs()
+                for piece in self._unfinished(chunk, f"chunk {number} of {len(parts)}", bar):
+                    piece.run()
+            for chunk in whole:
+                for piece in self._unfinished(chunk, "all images together", bar):
+                    Comparing(piece, list(chunks())).run()
 
-    def _explain_chunk(self, chunk: Chunk, count: int, bar: Bar) -> None:
-        chunk.write_inputs()
+    def _unfinished(self, chunk: Chunk, where: str, bar: Bar) -> Iterator[Explaining]:
+        """What is left to do on a chunk; the bar tells what is being done, and how much was."""
         for method in chunk.bench.recipe.methods:
             piece = Explaining(chunk, method)
             if not piece.done:
-                bar.show(f"{self.spec.name} · {method.label} · chunk {chunk.number + 1} of {count}")
-                piece.run()
-                bar.advance(_cases(chunk.bench, chunk.members) * self.plan.explaining[method.label])
+                bar.show(f"{self.spec.name} · {method.label} · {where}")
+                yield piece
+                bar.advance(self._passes(chunk, method))
 
-
-def _cases(bench: Bench, members: Sequence[str]) -> int:
-    """How many maps a method makes of these images."""
-    return sum(len(bench.targets[sample]) for sample in members)
+    def _passes(self, chunk: Chunk, method: MethodSpec) -> int:
+        """The predicted forward passes of a method on a chunk."""
+        cases = sum(len(chunk.bench.targets[sample]) for sample in chunk.members)
+        return cases * (self.plan.comparing if chunk.number is None else self.plan.explaining)[method.label]
 
 
 def explained_targets(

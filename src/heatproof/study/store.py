@@ -7,7 +7,8 @@
                                           where each class has regions of its own, roi is [n, K, H, W], annotated [n, K]
          maps/<model>/<method>/<chunk>.npz    maps float32 [m, H, W], target int64 [m], sample_id [m], a row a target;
                                           grid int64 [m, 2], the size of the method's own map
-         scores/<model>/<method>/<chunk>.parquet    one row a map and metric; its existence says: this chunk is done
+         scores/<model>/<method>/<chunk>.parquet    one row a map and metric; its existence says: this chunk is done;
+                                          whole.parquet has those of metrics that compare all samples with each other
 
 Every file appears whole or not at all.
 """

@@ -49,7 +49,7 @@ def try_metrics(recipe: Recipe, clf: Classifier) -> None:
         wanted = {**_cheap(metric.options, metrics()[metric.name]), "metric": metric.name, "as": metric.label}
         try:
             score_many(
-                stand_in, image, maps, metrics=[wanted], explain=lambda images, _: images.mean(1), targets=[0],
+                stand_in, image, maps, metrics=[wanted], explain=lambda images, _, **__: images.mean(1), targets=[0],
                 roi=maps > maps.median(), keys=["trial"],
             )  # fmt: skip
         except UnsupportedModelError:
