@@ -1,11 +1,16 @@
 """Named functions with their metadata: what the command line, the report, the docs and the tests read."""
 
 import inspect
+import re
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from heatproof.errors import InputError, near_names
+
+_HEADING = re.compile(r"^(\w+):$", re.MULTILINE)
+_ARGUMENT = re.compile(r"^(\w+): ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,21 @@ class Entry:
     def summary(self) -> str:
         """First line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """What the function's docstring says under each heading, such as `Returns`; under "" what stands before them."""
+        rest = (inspect.getdoc(self.function) or "").partition("\n")[2]
+        description, *named = _HEADING.split(rest)
+        texts = {"": description, **dict(zip(named[::2], named[1::2], strict=True))}
+        return {heading: textwrap.dedent(text).strip() for heading, text in texts.items()}
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What each option means, as far as the function's docstring says it."""
+        _, *named = _ARGUMENT.split(self.sections.get("Args", ""))
+        texts = {name: " ".join(text.split()) for name, text in zip(named[::2], named[1::2], strict=True)}
+        return {option: texts[option] for option in self.options if option in texts}
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `InputError` for an option that this entry does not know, naming the near ones."""

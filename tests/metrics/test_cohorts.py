@@ -11,10 +11,7 @@ from heatproof.errors import InputError
 from heatproof.metrics.faithfulness import sufficiency
 from heatproof.metrics.mosaics import focus
 from heatproof.models import Classifier
-from heatproof.study.defaults import check_registries
-from heatproof.study.loading import parse_recipe
 from support.cases import PixelSum, Wavy, make_case
-from support.studies import recipe
 
 
 class FirstPixel(nn.Module):
@@ -197,7 +194,7 @@ def test_a_mosaic_without_relevance_is_left_out_of_the_mean():
     assert torch.equal(found, same)
 
 
-# the front door and studies
+# the front door
 
 
 def test_every_column_of_targets_is_a_cohort_of_its_own_and_shares_a_call_with_other_metrics():
@@ -211,12 +208,6 @@ def test_every_column_of_targets_is_a_cohort_of_its_own_and_shares_a_call_with_o
         case = make_case(Wavy(), images, maps[:, t], targets[:, t])
         assert torch.allclose(found["sufficiency"][:, t].double(), sufficiency(case, radius=1.4), equal_nan=True)
     assert not torch.equal(found["sufficiency"][:, 0], found["sufficiency"][:, 1])
-
-
-def test_a_study_refuses_what_needs_all_samples(tmp_path):
-    for metric in ("sufficiency", "focus"):
-        with pytest.raises(InputError, match=rf"metrics\[0\]: {metric} compares all samples with each other"):
-            check_registries(parse_recipe(recipe(tmp_path, metrics=[metric])))
 
 
 def test_a_sum_of_pixels_has_no_say_in_the_similarity_of_maps():

@@ -1,5 +1,10 @@
 """What every registered metric must do, whatever it measures. A new metric needs no new test here."""
 
+import multiprocessing
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -7,11 +12,10 @@ import heatproof as hp
 from heatproof import score
 from heatproof.errors import InputError
 from heatproof.metrics import METRICS
-from heatproof.models import Classifier
 from heatproof.probing import SampleRandom, bf16_supported
-from support.cases import Wavy
+from support.battery import COUNT, FITTING, inputs, model, run, same, score_rows, score_rows_by_all
 
-SIZE, COUNT = 8, 11  # more images than are scored at once
+EVERY = list(range(COUNT))
 
 # For each option some values that must make a difference to some score below.
 ALTERNATIVES = {
@@ -59,14 +63,6 @@ ALTERNATIVES = {
     "shift": [0.5],
 }
 ONLY_WITH = {"coverage": {"tokens": (4, 4)}}  # options that mean something beside another one only
-FITTING = {"subset_size": 9, "k": 10, "runs": 12, "window": 2, "segments": 16}  # for 8 × 8 pixels
-FITTING_ONE = {
-    "sufficiency": {"radius": 1.4},  # maps of noise have little in common
-    "consistency": {"grid": (2, 1), "k": 1},
-    "non_sensitivity": {"tolerance": 0.02},
-    "smooth_mprt": {"samples": 4},
-}
-LAYERED = {"relative_representation_stability", "model_parameter_randomization", "smooth_mprt", "input_invariance"}
 OF_MODELS = {"model_parameter_randomization", "efficient_mprt"}  # what they draw is the same for every sample
 # Where rounding may change nothing.
 OF_ORDER = {"sufficiency", "consistency", "non_sensitivity", "monotonicity_arya", "monotonicity_correlation"}
@@ -75,52 +71,6 @@ OF_MAPS = {"sufficiency", "consistency"}
 CATEGORIES = {"faithfulness", "robustness", "localization", "complexity", "randomization", "axiomatic"}
 OPTIONS = [(name, option, value) for name, entry in METRICS.items() for option, default in entry.options.items()
            for value in ALTERNATIVES.get((name, option)) or ALTERNATIVES[option] if value != default]  # fmt: skip
-
-
-class Layered(torch.nn.Sequential):
-    """A net of layers, the first one with a bias; always the same weights."""
-
-    def __init__(self):
-        super().__init__(torch.nn.Flatten(), torch.nn.Linear(SIZE**2, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
-        generator = torch.Generator().manual_seed(5)
-        for parameter in self.parameters():
-            torch.nn.init.normal_(parameter, 0, 0.2, generator)
-
-
-def model(name=""):
-    net = Layered() if name in LAYERED else Wavy()
-    return Classifier(net.eval(), channels=1, mean=[0.4], std=[0.3])
-
-
-def inputs():
-    generator = torch.Generator().manual_seed(11)
-    images = torch.randn(COUNT, 1, SIZE, SIZE, generator=generator)
-    maps = torch.randn(COUNT, SIZE, SIZE, generator=generator)
-    roi = torch.rand(COUNT, SIZE, SIZE, generator=generator) > 0.8
-    return images, maps, roi
-
-
-def explained(images, targets, model=None):
-    """A deterministic explanation that depends on image and target, and on a changed model."""
-    phase = targets if model is None else targets + model(images).sum(1)
-    return torch.sin(3 * images.sum(1) + phase[:, None, None])
-
-
-def run(name, images, maps, roi=None, **options):
-    entry = METRICS[name]
-    given = {"explain": explained} if "explain" in entry.needs else {}
-    if "roi" in entry.needs:
-        given["roi"] = roi
-    fitting = {option: value for option, value in FITTING.items() if option in entry.options}
-    fitting |= FITTING_ONE.get(name, {})
-    if options.get("noise") is not None:
-        fitting.pop("window", None)  # of squares
-    options = {"targets": torch.arange(len(images)) % 3, "batch_size": 16} | fitting | options
-    return score(options.pop("model", None) or model(name), images, maps, metric=name, **given, **options)
-
-
-def same(found, expected):
-    return torch.allclose(found, expected, rtol=1e-4, atol=2e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -141,6 +91,66 @@ def test_a_score_does_not_depend_on_the_batch(name):
         assert same(torch.cat(alone), full)
     order = torch.arange(COUNT).flip(0)
     assert same(run(name, images[order], maps[order], roi[order], targets=targets[order]), full[order])
+
+
+@pytest.fixture
+def busy_switching():
+    """Threads take turns as often as can be."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def threads_of_torch():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_score_does_not_depend_on_the_place_among_the_samples(name):
+    full = score_rows(name, EVERY)
+    order = torch.randperm(COUNT).tolist()
+    assert same(score_rows(name, order), full[order])
+    few = order[:4]
+    assert same(score_rows(name, few, batch_size=None), full[few])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_score_does_not_depend_on_the_number_of_threads(name, threads_of_torch):
+    found = []
+    for count in (1, 2):
+        threads_of_torch(count)
+        found.append(score_rows(name, EVERY))
+    assert same(*found)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_threads_that_score_at_once_do_not_disturb_each_other(name, busy_switching):
+    """They share the model; each has some of the samples."""
+    full, shared, state = score_rows(name, EVERY), model(name), torch.get_rng_state()
+    parts = [EVERY[:4], EVERY[3:8], EVERY[6:]] * 2
+    start = threading.Barrier(3)
+
+    def share(rows):
+        start.wait()
+        return score_rows(name, rows, model=shared)
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(share, parts))
+    for rows, scores in zip(parts, found, strict=True):
+        assert same(scores, full[rows])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_processes_that_share_the_samples_score_what_one_does():
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        there = pool.submit(score_rows_by_all, EVERY[:5])
+        here = score_rows_by_all(EVERY[5:])
+        for name, scores in there.result().items():
+            assert same(torch.tensor(scores + here[name]), score_rows(name, EVERY)), name
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -1,4 +1,6 @@
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -150,6 +152,26 @@ def test_draws_belong_to_seed_and_layer():
     assert not torch.equal(model.module[0].weight, model.module[1].weight), "each layer has draws of its own"
 
 
+def test_threads_that_randomise_at_once_do_not_draw_from_each_other():
+    class Slow(nn.Linear):
+        def reset_parameters(self):
+            time.sleep(0.002)  # another thread's turn
+            super().reset_parameters()
+
+    net = nn.Sequential(Slow(6, 5), Slow(5, 4), Slow(4, 3)).eval()
+
+    def final(seed):
+        *_, model = randomized(Classifier(net), "top_down", seed)
+        return state(model.module)
+
+    expected, generator = [final(seed) for seed in range(4)], torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(final, range(4)))
+    for before, after in zip(expected, found, strict=True):
+        assert not changed(before, after)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
 def test_a_model_without_parameters():
     with pytest.raises(UnsupportedModelError, match="no parameters"):
         next(randomized(Classifier(nn.Flatten().eval()), "top_down", 0))
@@ -206,6 +228,20 @@ def test_smooth_maps_are_means_over_noisy_images(images):
     assert smooth_mprt(case, samples=1, noise=0).tolist() == pytest.approx(
         model_parameter_randomization(case).tolist(), abs=1e-5
     )
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [16, 4]), (3, [15, 15, 15, 15]), (20, [20] * 20)])
+def test_noisy_images_are_explained_together_and_no_more_than_memory_allows(count, sizes):
+    seen = []
+
+    def counted(x, targets, model=None):
+        seen.append(len(x))
+        return x[:, 0]
+
+    images = torch.randn(count, 1, SIZE, SIZE)
+    smooth_mprt(make_case(nn.Sequential(nn.Flatten(), nn.Linear(SIZE**2, 3)), images, images[:, 0], explainer=counted),
+                samples=20)  # fmt: skip
+    assert seen == 2 * sizes, "the model itself, and its one layer randomised"
 
 
 def test_efficient_is_the_rise_in_entropy(images):

@@ -7,7 +7,7 @@ from torch import nn
 from heatproof.models import Classifier
 from heatproof.scoring import metrics, score_many
 from heatproof.study.loading import parse_recipe
-from heatproof.study.plan import method_passes
+from heatproof.study.plan import score_passes
 from support.studies import recipe as tiny
 
 
@@ -94,12 +94,12 @@ MANY = [
 @pytest.mark.parametrize("wanted", MANY)
 def test_a_study_predicts_the_passes(wanted, tmp_path):
     recipe = parse_recipe(tiny(tmp_path, methods=["control_random"], metrics=wanted))
-    assert method_passes(recipe, recipe.methods[0], 256, layers=1) == passes(*wanted) + 1  # and the image itself
+    assert score_passes(recipe.metrics, 0, 256, layers=1) == passes(*wanted) + 1  # and the image itself
 
 
 def test_every_metric_that_masks_predicts_its_passes():
     lacking = [n for n, e in metrics().items() if e.category == "faithfulness" and e.passes is None]
-    assert lacking == ["sufficiency"]  # which asks about the images themselves, and is for no study
+    assert not lacking
 
 
 def test_together_everything_is_what_it_is_alone():

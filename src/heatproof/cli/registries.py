@@ -35,6 +35,8 @@ def metrics(as_json: AsJson = False) -> None:
             "category": entry.category,
             "higher_is_better": entry.higher_is_better,
             "bounds": list(entry.bounds),
+            "formula": entry.formula,
+            "quantus": entry.quantus,
         }
         for name, entry in known().items()
     }
@@ -53,6 +55,7 @@ def _facts(entry: Entry) -> dict[str, Any]:
         "summary": entry.summary,
         "needs": sorted(entry.needs),
         "options": dict(entry.options),
+        "meanings": entry.meanings,
         "paper": entry.paper,
     }
 

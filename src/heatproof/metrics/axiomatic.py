@@ -26,7 +26,8 @@ def _empty_image(options: Mapping[str, Any], _: int) -> dict[Hashable, int]:
 def completeness(case: Case, *, baseline: Baseline = "black", output: str = "logit") -> Tensor:
     """How far the sum of the map is from what the output gains over the baseline, as a share of that.
 
-    `|Σa − (f(x) − f(baseline))| / |f(x) − f(baseline)|`.
+    Formula:
+        |Σa − (f(x) − f(baseline))| / |f(x) − f(baseline)|
 
     Args:
         case: N samples.
@@ -35,6 +36,10 @@ def completeness(case: Case, *, baseline: Baseline = "black", output: str = "log
 
     Returns:
         `[N]`; NaN for an undefined map, or where the output is that of the baseline.
+
+    Quantus:
+        Differs: `Completeness` compares two floats for equality, so that a map which misses a ten-thousandth is not
+        complete.
     """
     everything = RankMasks.leading(torch.zeros_like(case.maps, dtype=torch.int32), [1])
     empty = case.probe(everything, baseline=baseline, output=output)[:, 0]
@@ -62,6 +67,9 @@ def non_sensitivity(
     A pixel matters to the map if |a| is above a small share of the largest, and to the model if the output changes when it
     is replaced.
 
+    Formula:
+        #({i : |a_i| > tolerance · max |a|} △ {i : |f(x) − f(x∖i)| > tolerance}) / P
+
     Args:
         case: N samples.
         step: pixels replaced together, successive ones in the ascending order of |a|; 1, the definition, runs the model once
@@ -72,6 +80,10 @@ def non_sensitivity(
 
     Returns:
         `[N]`; NaN for an undefined map.
+
+    Quantus:
+        Follows `NonSensitivity` under `abs=True` for maps whose largest |a| is 1, divided by the number of pixels, but for
+        a pixel just at the limit. Differs in that negative values count as none there without `abs=True`.
     """
     sizes = case.maps.abs()
     check_number("tolerance", tolerance)
@@ -89,9 +101,12 @@ def non_sensitivity(
 def input_invariance(case: Case, *, shift: float = -1.0) -> Tensor:
     """Relative change of the map when image and model are shifted so that nothing else changes.
 
-    `‖Φ′(x+m) − Φ(x)‖ / ‖Φ(x)‖`: a constant m is added to the image, and the first layer of a copy of the model takes it
-    out again by its bias, so that Φ′ explains the same function. Where the first layer pads the image with zeros, the
-    copy pads with m.
+    A constant m is added to the image, and the first layer of a copy of the model takes it out again by its bias, so that Φ′
+    explains the same function. Where the first layer has no bias, that of the copy has one; where it pads the image with
+    zeros, the copy pads with m.
+
+    Formula:
+        ‖Φ′(x+m) − Φ(x)‖ / ‖Φ(x)‖
 
     Args:
         case: N samples.
@@ -101,7 +116,11 @@ def input_invariance(case: Case, *, shift: float = -1.0) -> Tensor:
         `[N]`; NaN for an undefined map.
 
     Raises:
-        UnsupportedModelError: the first layer is no convolution or dense layer with a bias that is given the image itself.
+        UnsupportedModelError: the first layer is no convolution or dense layer that is given the image itself.
+
+    Quantus:
+        Differs: `InputInvariance` leaves the first pixel where it is, so that even a gradient is not invariant, and
+        answers yes or no.
     """
     if check_number("shift", shift, low=-math.inf) == 0:
         raise InputError("shift must be another number than 0, which changes nothing.")
@@ -119,9 +138,7 @@ def shifted(model: Classifier, images: Tensor, shift: float) -> Classifier:
     twin = with_module(model, deepcopy(model.module))
     path, layer = _first_layer(twin, images[:1])
     if layer.bias is None:
-        raise UnsupportedModelError(
-            f"The first layer, {path!r}, has no bias, which input_invariance needs to take a shift of the image out again."
-        )
+        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
     with torch.no_grad():
         layer.bias -= shift * layer.weight.flatten(1).sum(1)
         if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and layer.padding != (0, 0):

@@ -14,10 +14,14 @@ from heatproof.metrics.similarity import entropy
 def sparseness(case: Case) -> Tensor:
     """Gini index of |a|: 0 where every pixel has the same share, near 1 where one pixel has it all.
 
-    `Σ_i (2i − P − 1) |a|_(i) / (P Σ |a|)` over the P values in ascending order.
+    Formula:
+        Σ_i (2i − P − 1) |a|_(i) / (P Σ |a|),  |a|_(1) ≤ |a|_(2) ≤ …
 
     Returns:
         `[N]`; NaN for an undefined map.
+
+    Quantus:
+        Follows `Sparseness`.
     """
     ascending = case.maps.abs().flatten(1).double().sort(dim=1).values
     pixels = ascending.shape[1]
@@ -30,7 +34,8 @@ def sparseness(case: Case) -> Tensor:
 def complexity(case: Case, *, normalized: bool = False) -> Tensor:
     """Entropy of the shares of |a|: 0 where one pixel has it all, ln P where all P pixels have the same share.
 
-    `−Σ p ln p` with `p = |a| / Σ |a|`.
+    Formula:
+        −Σ p ln p,  p = |a| / Σ |a|
 
     Args:
         case: N samples.
@@ -38,6 +43,9 @@ def complexity(case: Case, *, normalized: bool = False) -> Tensor:
 
     Returns:
         `[N]`; NaN for an undefined map.
+
+    Quantus:
+        Follows `Complexity`.
     """
     sizes = case.maps.abs().flatten(1).double()
     found = entropy(sizes / sizes.sum(1, keepdim=True))
@@ -51,12 +59,18 @@ def complexity(case: Case, *, normalized: bool = False) -> Tensor:
 def effective_complexity(case: Case, *, tolerance: float = 1e-5) -> Tensor:
     """The number of pixels that the map says matter: those with |a| above a small share of the largest.
 
+    Formula:
+        #{i : |a_i| > tolerance · max |a|}
+
     Args:
         case: N samples.
         tolerance: the share of the largest |a| that a pixel must exceed.
 
     Returns:
         `[N]`; NaN for an undefined map.
+
+    Quantus:
+        Follows `EffectiveComplexity` for maps whose largest |a| is 1: its limit is no share.
     """
     sizes = case.maps.abs().flatten(1).double()
     limit = check_number("tolerance", tolerance, high=1) * sizes.amax(1, keepdim=True)

@@ -47,6 +47,9 @@ def pointing_game(
 ) -> Tensor:
     """Whether the highest point of the map lies in the region.
 
+    Formula:
+        1 if argmax a ∈ ROI, else 0
+
     Args:
         case: N samples with regions.
         tolerance: a point this many pixels (Euclidean) from the region still hits.
@@ -58,6 +61,9 @@ def pointing_game(
 
     Returns:
         `[N]`, 1 for a hit; NaN for an undefined map, or an empty region under `empty="nan"`.
+
+    Quantus:
+        Follows `PointingGame` under `ties="any"`. Differs for an empty region, which is a hit there.
     """
     check_choice("ties", ties, ("fraction", "any"))
     region = _grow(case.regions, check_number("tolerance", tolerance))
@@ -87,6 +93,9 @@ def iou(
 ) -> Tensor:
     """Intersection over union of the region and the highest part of the map.
 
+    Formula:
+        |K ∩ ROI| / |K ∪ ROI|,  K the kept pixels
+
     Args:
         case: N samples with regions.
         top: keep the values at or above the percentile `100 − top`.
@@ -102,6 +111,9 @@ def iou(
 
     Returns:
         `[N]`; NaN for an undefined map, or an empty region under `empty="nan"`.
+
+    Quantus:
+        Not in Quantus.
     """
     view = _view(case, case.regions, absolute, tokens, coverage)
     kept = thresholds.kept(view.values, top, shape, threshold, fill)
@@ -126,8 +138,14 @@ def dice(
 
     Arguments and undefined cases are those of `iou`; `dice = 2 iou / (1 + iou)` for each sample.
 
+    Formula:
+        2 |K ∩ ROI| / (|K| + |ROI|),  K the kept pixels
+
     Returns:
         `[N]`.
+
+    Quantus:
+        Not in Quantus.
     """
     view = _view(case, case.regions, absolute, tokens, coverage)
     kept = thresholds.kept(view.values, top, shape, threshold, fill)
@@ -139,7 +157,10 @@ def dice(
 def relevance_mass_accuracy(
     case: Case, *, absolute: bool = False, tokens: Tokens = False, coverage: float | None = None
 ) -> Tensor:
-    """Share of the map's positive mass that lies in the region: `Σ_ROI a⁺ / Σ a⁺`. Also the energy pointing game.
+    """Share of the map's positive mass that lies in the region.
+
+    Formula:
+        Σ_ROI a⁺ / Σ a⁺
 
     Args:
         case: N samples with regions.
@@ -149,6 +170,10 @@ def relevance_mass_accuracy(
 
     Returns:
         `[N]`; NaN for an undefined map, a map without positive values or an empty region.
+
+    Quantus:
+        Follows `RelevanceMassAccuracy` for positive maps. Differs for signed ones, where Quantus divides signed sums,
+        which is no share: it can leave [0, 1].
     """
     view = _view(case, case.regions, absolute, tokens, coverage)
     return view.settle(_mass_share(view))
@@ -169,6 +194,9 @@ def attribution_localization(
 ) -> Tensor:
     """Share of the map's positive mass that lies in the region, on request in relation to the region's size.
 
+    Formula:
+        Σ_ROI a⁺ / Σ a⁺,  weighted: times P / |ROI|
+
     Args:
         case: N samples with regions.
         weighted: multiply by the whole area over that of the region: 1 is then what an even map has.
@@ -178,6 +206,11 @@ def attribution_localization(
 
     Returns:
         `[N]`; NaN for an undefined map, a map without positive values or an empty region.
+
+    Quantus:
+        Follows `AttributionLocalisation` for positive maps. Differs under `weighted`, where Quantus multiplies by the
+        region's share of the image and the source divides by it, and where it takes that share of all images after the
+        second rather than of one.
     """
     view = _view(case, case.regions, absolute, tokens, coverage)
     share = _mass_share(view)
@@ -189,9 +222,12 @@ def attribution_localization(
 def relevance_rank_accuracy(
     case: Case, *, absolute: bool = False, tokens: Tokens = False, coverage: float | None = None
 ) -> Tensor:
-    """Share of the region among as many of the highest pixels as it has: `|top-|ROI| ∩ ROI| / |ROI|`.
+    """Share of the region among as many of the highest pixels as it has.
 
     Pixels tied at the cut count by their share, which is the mean over all ways to break the tie.
+
+    Formula:
+        |top-|ROI| ∩ ROI| / |ROI|
 
     Args:
         case: N samples with regions.
@@ -201,6 +237,9 @@ def relevance_rank_accuracy(
 
     Returns:
         `[N]`; NaN for an undefined map or an empty region.
+
+    Quantus:
+        Follows `RelevanceRankAccuracy`.
     """
     view = _view(case, case.regions, absolute, tokens, coverage)
     return view.settle(view.inside(thresholds.leading(view.values, view.size)) / view.size)
@@ -211,9 +250,12 @@ def relevance_rank_accuracy(
 def top_k_intersection(
     case: Case, *, k: int = 1000, absolute: bool = False, tokens: Tokens = False, coverage: float | None = None
 ) -> Tensor:
-    """Share of the k highest pixels that lies in the region: `|top-k ∩ ROI| / k`.
+    """Share of the k highest pixels that lies in the region.
 
     Pixels tied at the cut count by their share, which is the mean over all ways to break the tie.
+
+    Formula:
+        |top-k ∩ ROI| / k
 
     Args:
         case: N samples with regions.
@@ -224,6 +266,9 @@ def top_k_intersection(
 
     Returns:
         `[N]`; NaN for an undefined map or an empty region.
+
+    Quantus:
+        Follows `TopKIntersection`.
     """
     view = _view(case, case.regions, absolute, tokens, coverage)
     pixels = case.regions[0].numel()
@@ -238,6 +283,9 @@ def roi_auc(case: Case, *, absolute: bool = False, tokens: Tokens = False, cover
 
     The probability that a pixel of the region has a higher value than one outside; a tie counts one half.
 
+    Formula:
+        P(a_in > a_out) + ½ P(a_in = a_out)
+
     Args:
         case: N samples with regions.
         absolute: use |a| instead of a.
@@ -246,6 +294,9 @@ def roi_auc(case: Case, *, absolute: bool = False, tokens: Tokens = False, cover
 
     Returns:
         `[N]`; NaN for an undefined map, or a region that is empty or the whole image.
+
+    Quantus:
+        Follows `AUC`.
     """
     view = _view(case, case.regions, absolute, tokens, coverage)
     values, order = view.values.flatten(1).sort(1)

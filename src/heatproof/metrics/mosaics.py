@@ -17,6 +17,9 @@ def focus(case: Case, *, samples: int = 4, absolute: bool = False) -> Tensor:
     explanation for the class is a⁺, and ½ is chance. Each image is shrunk to half its side, so that the mosaic has the size
     that the model takes (the source enlarges the input instead).
 
+    Formula:
+        mean over mosaics of Σ_{own class} a⁺ / Σ a⁺
+
     Args:
         case: the cohort: all samples that are scored together, whose targets are their classes: give the labels.
         samples: mosaics for each sample.
@@ -25,6 +28,9 @@ def focus(case: Case, *, samples: int = 4, absolute: bool = False) -> Tensor:
     Returns:
         `[N]`, the mean over those mosaics whose map has positive values and is not constant. NaN if there are none, for a
         class with one sample, with fewer than two samples of other classes, and for an undefined map of the sample itself.
+
+    Quantus:
+        Follows `Focus` for the same mosaics, which Quantus wants to be given.
     """
     shares = torch.stack([_share(case, number, absolute) for number in range(check_count("samples", samples))])
     return shares.nanmean(0).masked_fill(case.undefined, torch.nan)

@@ -1,5 +1,6 @@
 """Does the explanation depend on what the model has learned, and on the class that is explained?"""
 
+import threading
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from typing import Literal
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from heatproof.checks import check_choice, check_count, check_number
 from heatproof.errors import InputError, UnsupportedModelError
-from heatproof.metrics.registry import Case, metric
+from heatproof.metrics.registry import Case, metric, one_pass
 from heatproof.metrics.similarity import histogram_entropy, spearman, ssim
 from heatproof.models import Classifier
 from heatproof.probing import SampleRandom
@@ -20,6 +21,7 @@ Maker = Callable[[Classifier | None], Tensor]
 """A model, or None for the case's own, to its maps `[N, H, W]`."""
 
 _SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"spearman": spearman, "ssim": ssim}
+_DRAWING = threading.Lock()  # a layer draws its own weights from torch's random state, which all threads share
 _SPREAD = 0.02  # of the weights drawn for a parameter that is zero: as tokens are initialised
 
 
@@ -30,8 +32,11 @@ def model_parameter_randomization(
 ) -> Tensor:
     """How alike the map stays as the model's layers are randomised one after another.
 
-    The mean over l ≥ 1 of the similarity of the map with that of the model whose layers 1..l are randomised, see
-    `randomized`. A method that looks at what the model has learned scores near 0, one that does not scores 1.
+    Φ_l is the map of the model whose layers 1..l are randomised, see `randomized`. A method that looks at what the model
+    has learned scores near 0, one that does not scores 1.
+
+    Formula:
+        mean_{l ≥ 1} similarity(Φ(x), Φ_l(x))
 
     Args:
         case: N samples.
@@ -41,6 +46,10 @@ def model_parameter_randomization(
     Returns:
         `[N]`; NaN for an undefined map, and where the similarity with one of the maps is undefined (a constant map has no
         rank correlation).
+
+    Quantus:
+        Follows `MPRT` after each layer, for the same weights. Differs in the mean, where Quantus has the similarity of
+        the map with itself, and in parameters of no layer, such as tokens, which it leaves as they are.
     """
 
     def explained(model: Classifier | None) -> Tensor:
@@ -64,6 +73,9 @@ def smooth_mprt(
     As `model_parameter_randomization`, where each map, that of the trained model too, is the mean over images with Gaussian
     noise added: so the noise of the gradients, which is not alike between models, does not count.
 
+    Formula:
+        mean_{l ≥ 1} similarity(mean_ε Φ(x+ε), mean_ε Φ_l(x+ε))
+
     Args:
         case: N samples; the maps themselves are made anew.
         order: as in `model_parameter_randomization`.
@@ -73,6 +85,10 @@ def smooth_mprt(
 
     Returns:
         `[N]`; NaN as in `model_parameter_randomization`.
+
+    Quantus:
+        Follows `SmoothMPRT` after each layer, for the same weights and noise. Differs in that the last of its noisy
+        images has no noise, and as `model_parameter_randomization` does.
     """
     check_count("samples", samples)
     span = case.images.amax((1, 2, 3), keepdim=True) - case.images.amin((1, 2, 3), keepdim=True)
@@ -80,9 +96,11 @@ def smooth_mprt(
 
     def averaged(model: Classifier | None) -> Tensor:
         total = torch.zeros_like(case.maps, dtype=torch.float64)
-        for number in range(samples):
-            draw = case.random.normal(*case.images.shape[1:], purpose=f"smoothing {number}").to(case.images)
-            total += case.explain(case.images + spread * draw, model=model)
+        for numbers in case.groups(samples):
+            draws = [case.random.normal(*case.images.shape[1:], purpose=f"smoothing {number}") for number in numbers]
+            noisy = case.images + spread * torch.stack(draws).to(case.images)
+            maps = case.explain(noisy.flatten(0, 1), model=model).unflatten(0, noisy.shape[:2])
+            total += maps.sum(0, dtype=torch.float64)
         return total / samples
 
     return _similarity(case, ("averaged", samples, noise), averaged, order, similarity)
@@ -93,8 +111,11 @@ def smooth_mprt(
 def efficient_mprt(case: Case, *, bins: int = 100) -> Tensor:
     """How much more complex the map becomes when the whole model is randomised, as a share.
 
-    `(H(Φ′) − H(Φ)) / H(Φ)`, H the entropy of the histogram of the map's values between its extremes, Φ′ the map of the model
-    with all layers randomised, see `randomized`.
+    H is the entropy of the histogram of the map's values between its extremes, Φ′ the map of the model with all layers
+    randomised, see `randomized`.
+
+    Formula:
+        (H(Φ′) − H(Φ)) / H(Φ)
 
     Args:
         case: N samples.
@@ -102,6 +123,9 @@ def efficient_mprt(case: Case, *, bins: int = 100) -> Tensor:
 
     Returns:
         `[N]`; NaN for an undefined map.
+
+    Quantus:
+        Follows `EfficientMPRT`, for the same weights.
     """
     check_count("bins", bins)
     *_, model = randomized(case.model, "top_down", case.random.seed)
@@ -110,15 +134,22 @@ def efficient_mprt(case: Case, *, bins: int = 100) -> Tensor:
 
 
 @metric("random_logit", category="randomization", higher_is_better=False, bounds=(-1, 1), needs={"model", "explain"},
-        paper="sixt2020when")  # fmt: skip
+        paper="sixt2020when", passes=one_pass)  # fmt: skip
 def random_logit(case: Case) -> Tensor:
     """How alike the maps of the target and of another class are.
 
     The structural similarity in the plane of both maps; the other class is drawn uniformly from all others. A method that
     gives every class the same map scores 1.
 
+    Formula:
+        SSIM(Φ_t(x), Φ_c(x)),  c ≠ t drawn
+
     Returns:
         `[N]`; NaN for an undefined map.
+
+    Quantus:
+        Differs: `RandomLogit` takes the similarity of rows of pixels, which knows nothing of up and down, and draws the
+        other class of 1000 by default.
     """
     classes = case.probe.unmasked_logits.shape[1]
     if classes < 2:
@@ -174,7 +205,7 @@ def _randomize(layer: nn.Module, generator: torch.Generator) -> None:
     versions = {parameter: parameter._version for parameter in layer.parameters(recurse=False)}
     reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
     if reset is not None:
-        with torch.random.fork_rng(devices=[]):
+        with _DRAWING, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(generator.initial_seed())
             reset()
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """The metrics by name, and the case that a metric is handed."""
 
-from collections.abc import Callable, Collection, Hashable, Mapping
+import re
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
@@ -15,9 +16,20 @@ from heatproof.registry import Entry, Registry, entry_fields
 
 T = TypeVar("T")
 
+_LIKE = re.compile(r"Arguments [\w ]*are those of `(\w+)`")
+
+_IMAGES_AT_ONCE = 16  # of changed versions, so that memory does not grow with their number
+
 
 Summary: TypeAlias = Literal["area", "mean"]
 Passes: TypeAlias = Callable[[Mapping[str, Any], int], Mapping[Hashable, int]]
+
+THE_IMAGE = "the image itself"  # its forward pass, which every metric that compares changed images with it shares
+
+
+def one_pass(_options: Mapping[str, Any], _pixels: int) -> dict[Hashable, int]:
+    """The forward passes of a metric that asks about the image as it is."""
+    return {THE_IMAGE: 1}
 
 
 class Curve(NamedTuple):
@@ -54,6 +66,23 @@ class Metric(Entry):
     of_curve: Summary | None = None
     passes: Passes | None = None
 
+    @property
+    def formula(self) -> str:
+        """The definition in a line of plain text, as the docstring has it under `Formula`."""
+        return " ".join(self.sections.get("Formula", "").split())
+
+    @property
+    def quantus(self) -> str:
+        """How the metric compares with that of Quantus 0.6, as the docstring says under `Quantus`."""
+        return " ".join(self.sections.get("Quantus", "").split())
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """As of any entry, with those of the metric that the docstring names ("Arguments ... are those of `iou`")."""
+        named = _LIKE.search(" ".join(self.sections[""].split()))
+        texts = {**(METRICS[named[1]].meanings if named else {}), **super().meanings}
+        return {option: texts[option] for option in self.options if option in texts}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -79,7 +108,7 @@ class Case:
 
         The versions stand one after another (`[N]` of the first, then of the second). Each sample keeps its target, unless
         `targets` `[N]` names others, and its random draws, so that a method that draws does not change by chance. `model`
-        is explained in place of the case's own: a changed copy of it.
+        is explained in place of the case's own: a changed copy of it. What is not finite in the maps is NaN.
         """
         if self.explainer is None:
             raise InputError(
@@ -92,10 +121,20 @@ class Case:
                 f"explain= must give maps {[len(images), *self.maps.shape[1:]]} for images {list(images.shape)}, "
                 f"got {list(maps.shape)}."
             )
-        return maps.detach().float()
+        maps = maps.detach().float()
+        return maps.where(maps.isfinite(), torch.nan)  # so that no score is infinite
+
+    def groups(self, count: int) -> Iterator[range]:
+        """The numbers of `count` changed versions of all samples, as many at a time as are made and looked at together."""
+        together = max(1, _IMAGES_AT_ONCE // len(self.images))
+        return (range(start, min(start + together, count)) for start in range(0, count, together))
 
     def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
         """`compute()`, once for all metrics of this case that ask under the same `key`."""
+        try:
+            hash(key)
+        except TypeError:  # a wrong option may have none, as `compute` will say
+            return compute()
         if key not in self._shared:
             self._shared[key] = compute()
         value: T = self._shared[key]

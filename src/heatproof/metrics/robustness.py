@@ -8,14 +8,13 @@ from torch import Tensor
 
 from heatproof.checks import check_choice, check_count, check_number
 from heatproof.errors import InputError
-from heatproof.metrics.registry import Case, metric
+from heatproof.metrics.registry import Case, metric, one_pass
 from heatproof.metrics.tokens import area_average, check_grid
 from heatproof.probing import Baseline, make_baseline
 
 Units = Literal["raw", "normalized"]
 Denominator = Literal["map", "input"]
 
-_IMAGES_AT_ONCE = 16
 _SMALLEST = 1e-6  # what a value of 0 is taken for in a relative change, as in the reference code of the stabilities
 
 
@@ -38,7 +37,10 @@ def avg_sensitivity(
 ) -> Tensor:
     """Mean relative change of the explanation under small changes of the image.
 
-    The mean over draws of `‖Φ(x+u) − Φ(x)‖ / ‖Φ(x)‖`, u uniform on [−radius, radius] for each pixel and channel.
+    The draws u are uniform on [−radius, radius] for each pixel and channel.
+
+    Formula:
+        mean_u ‖Φ(x+u) − Φ(x)‖ / ‖Φ(x)‖
 
     Args:
         case: N samples; Φ(x) are its maps, and `explain` gives Φ(x+u).
@@ -50,6 +52,9 @@ def avg_sensitivity(
 
     Returns:
         `[N]`; NaN for an undefined map, a denominator of 0, or if all draws are left out.
+
+    Quantus:
+        Follows `AvgSensitivity` under `units="normalized"` and the same draws.
     """
     draws = Draws(case, samples, radius, units)
     changes, counted = _relative_changes(draws, denominator), draws.counted(same_prediction)
@@ -69,11 +74,16 @@ def max_sensitivity(
 ) -> Tensor:
     """Largest relative change of the explanation under small changes of the image.
 
-    The maximum over draws of `‖Φ(x+u) − Φ(x)‖ / ‖Φ(x)‖`; arguments and undefined cases as in `avg_sensitivity`, with
-    which it shares the explanations of changed images.
+    Arguments and undefined cases are those of `avg_sensitivity`, with which it shares the explanations of changed images.
+
+    Formula:
+        max_u ‖Φ(x+u) − Φ(x)‖ / ‖Φ(x)‖
 
     Returns:
         `[N]`.
+
+    Quantus:
+        Follows `MaxSensitivity` under `units="normalized"` and the same draws.
     """
     draws = Draws(case, samples, radius, units)
     return draws.largest(_relative_changes(draws, denominator), same_prediction)
@@ -95,8 +105,10 @@ def local_lipschitz(
 ) -> Tensor:
     """Largest change of the explanation for a change of the image of size 1.
 
-    The maximum over draws of `‖Φ(x+u) − Φ(x)‖ / ‖u‖`, with u as in `avg_sensitivity`, which has the same draws, and ‖u‖ in
-    model-input units.
+    The draws u are those of `avg_sensitivity`, and ‖u‖ is in model-input units.
+
+    Formula:
+        max_u ‖Φ(x+u) − Φ(x)‖ / ‖u‖
 
     Args:
         case: N samples.
@@ -107,6 +119,9 @@ def local_lipschitz(
 
     Returns:
         `[N]`; NaN for an undefined map, or if all draws are left out.
+
+    Quantus:
+        Follows `LocalLipschitzEstimate` under `units="normalized"` and the same draws.
     """
     draws = Draws(case, samples, check_above_zero("radius", radius), units)
     return draws.largest(draws.changes.map / draws.changes.image, same_prediction)
@@ -117,8 +132,10 @@ def local_lipschitz(
 def continuity(case: Case, *, steps: int = 28, baseline: Baseline = "black") -> Tensor:
     """Largest change of the explanation for a change of the image of size 1, as the image moves sideways.
 
-    The maximum over translations of `‖Φ(x′) − Φ(x)‖₁ / ‖x′ − x‖₂`, x′ being x moved along its rows by equal steps from its
-    whole width to the left to its whole width to the right.
+    The x′ are x moved along its rows by equal steps, from its whole width to the left to its whole width to the right.
+
+    Formula:
+        max_{x′} ‖Φ(x′) − Φ(x)‖₁ / ‖x′ − x‖₂
 
     Args:
         case: N samples.
@@ -127,6 +144,10 @@ def continuity(case: Case, *, steps: int = 28, baseline: Baseline = "black") -> 
 
     Returns:
         `[N]`; NaN for an undefined map, or where no translation changes the image.
+
+    Quantus:
+        Follows `Continuity`, to 1e-4 of the value, for no more steps than there are places. Differs for more, where its
+        steps are of 0 pixels, so that the image is moved out of sight again and again.
     """
     replacement = make_baseline(baseline, case.images, black=lambda: case.model.intensity_range[0], random=case.random)
     ratios = []
@@ -140,12 +161,15 @@ def continuity(case: Case, *, steps: int = 28, baseline: Baseline = "black") -> 
 
 
 @metric("consistency", category="robustness", higher_is_better=True, bounds=(0, 1), needs={"model", "cohort"},
-        paper="dasgupta2022framework")  # fmt: skip
+        paper="dasgupta2022framework", passes=one_pass)  # fmt: skip
 def consistency(case: Case, *, grid: Sequence[int] = (4, 4), k: int = 1, absolute: bool = False) -> Tensor:
     """Share of the other samples with the same explanation that share the prediction.
 
     Explanations are made discrete: two are the same if the same k cells of a coarse grid are the highest, each cell being
     the mean of the map over it.
+
+    Formula:
+        #{j ≠ i : e_j = e_i, y_j = y_i} / #{j ≠ i : e_j = e_i},  e the discrete explanation, y the prediction
 
     Args:
         case: the cohort: all samples that are scored together.
@@ -155,6 +179,11 @@ def consistency(case: Case, *, grid: Sequence[int] = (4, 4), k: int = 1, absolut
 
     Returns:
         `[N]`; NaN where no other sample has the same explanation, and for an undefined map, which is like none.
+
+    Quantus:
+        Follows `Consistency` where that is told to look at the highest cell of the same grid. Differs in what it looks
+        at by default, the signs of the first five pixels of the image, in that its cohort is the batch, and in that a
+        sample without a like has 0 there.
     """
     values, undefined = case.values(absolute)
     rows, columns = check_grid("grid", grid, values.shape[1:])
@@ -232,9 +261,7 @@ class Draws:
     def groups(self) -> Iterator[Tensor]:
         """Changed images `[m, N, C, H, W]`, a few draws at a time."""
         images, random = self.case.images, self.case.random
-        together = max(1, _IMAGES_AT_ONCE // len(images))
-        for start in range(0, self.samples, together):
-            numbers = range(start, min(start + together, self.samples))
+        for numbers in self.case.groups(self.samples):
             noise = torch.stack([random.uniform(*images.shape[1:], purpose=f"perturbation {i}") for i in numbers])
             yield images + self._radius * (2 * noise.to(images) - 1)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from heatproof.errors import InputError, UnsupportedModelError, near_names
 from heatproof.metrics.registry import Case, metric
 from heatproof.metrics.robustness import Draws, Units, check_above_zero, decision_passes, norms, relative_norms
 from heatproof.models import Classifier
+from heatproof.probing import MicroBatch
 from heatproof.tracing import Operation, Tracer
 
 _LEAST = 1e-6  # below which a change of what is explained counts as this much
@@ -22,9 +24,11 @@ _WEIGHTED = ("linear", "addmm", "matmul", "einsum", "conv")
 def relative_input_stability(case: Case, *, samples: int = 10, radius: float = 0.02, units: Units = "raw") -> Tensor:
     """Largest relative change of the explanation over the relative change of the image.
 
-    The maximum over draws that leave the prediction as it is of `‖(Φ(x) − Φ(x′)) / Φ(x)‖ / max(‖(x − x′) / x‖, 1e-6)`,
-    divisions value by value, where a value of 0 is taken for 1e-6. The draws are those of `avg_sensitivity`, which shares
-    their explanations.
+    The x′ are the draws of `avg_sensitivity`, which shares their explanations, that leave the prediction as it is. Divisions
+    are value by value, where a value of 0 is taken for 1e-6.
+
+    Formula:
+        max_{x′} ‖(Φ(x) − Φ(x′)) / Φ(x)‖ / max(‖(x − x′) / x‖, 1e-6)
 
     Args:
         case: N samples.
@@ -34,6 +38,10 @@ def relative_input_stability(case: Case, *, samples: int = 10, radius: float = 0
 
     Returns:
         `[N]`; NaN for an undefined map, or if every draw changes the prediction.
+
+    Quantus:
+        Follows `RelativeInputStability` under `units="normalized"`, to 0.5 %, since it subtracts in float32. Differs where
+        a draw changes the prediction: the maximum there is NaN.
     """
     draws = Draws(case, samples, check_above_zero("radius", radius), units)
     return _stability(draws, draws.changes.relative_image)
@@ -50,11 +58,17 @@ def _passes(options: Mapping[str, Any], pixels: int) -> dict[Hashable, int]:
 def relative_output_stability(case: Case, *, samples: int = 10, radius: float = 0.02, units: Units = "raw") -> Tensor:
     """Largest relative change of the explanation over the change of the model's logits.
 
-    As `relative_input_stability`, over `max(‖h(x) − h(x′)‖, 1e-6)` with all logits h. These differences are small, so the
-    logits are computed in float32 whatever the precision of the other forward passes.
+    Arguments and undefined cases are those of `relative_input_stability`; h are all logits. Their differences are small, so
+    they are computed in float32 whatever the precision of the other forward passes.
+
+    Formula:
+        max_{x′} ‖(Φ(x) − Φ(x′)) / Φ(x)‖ / max(‖h(x) − h(x′)‖, 1e-6)
 
     Returns:
         `[N]`; NaN for an undefined map, or if every draw changes the prediction.
+
+    Quantus:
+        Follows `RelativeOutputStability`, and differs, as `relative_input_stability` does.
     """
     draws = Draws(case, samples, check_above_zero("radius", radius), units)
     exact = replace(case.probe, precision="fp32")
@@ -70,8 +84,11 @@ def relative_representation_stability(
 ) -> Tensor:
     """Largest relative change of the explanation over the relative change of the model's representation of the image.
 
-    As `relative_input_stability`, over `max(‖(L(x) − L(x′)) / L(x)‖, 1e-6)`. By default L(x) are the penultimate features:
-    what the last dense layer, convolution or matrix product of the model is given.
+    As `relative_input_stability`, with L(x) by default the penultimate features: what the last dense layer, convolution or
+    matrix product of the model is given.
+
+    Formula:
+        max_{x′} ‖(Φ(x) − Φ(x′)) / Φ(x)‖ / max(‖(L(x) − L(x′)) / L(x)‖, 1e-6)
 
     Args:
         case: N samples.
@@ -82,10 +99,14 @@ def relative_representation_stability(
 
     Returns:
         `[N]`; NaN for an undefined map, or if every draw changes the prediction.
+
+    Quantus:
+        Follows `RelativeRepresentationStability` for one layer, and differs, as `relative_input_stability` does.
     """
     draws = Draws(case, samples, check_above_zero("radius", radius), units)
-    before = representation(case.model, case.images, layer)
-    after = [representation(case.model, images, layer) for group in draws.groups() for images in group]
+    micro, features = MicroBatch(len(case.images)), partial(representation, case.model, layer=layer)
+    before = micro.run(features, case.images)
+    after = [micro.run(features, images) for group in draws.groups() for images in group]
     return _stability(draws, torch.stack([relative_norms(found, before) for found in after], 1))
 
 

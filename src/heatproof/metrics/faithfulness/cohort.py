@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from heatproof.checks import check_choice, check_number
-from heatproof.metrics.registry import Case, metric
+from heatproof.metrics.registry import Case, metric, one_pass
 
 _ROWS_AT_ONCE = 16
 
 
 @metric("sufficiency", category="faithfulness", higher_is_better=True, bounds=(0, 1), needs={"model", "cohort"},
-        paper="dasgupta2022framework")  # fmt: skip
+        paper="dasgupta2022framework", passes=one_pass)  # fmt: skip
 def sufficiency(
     case: Case,
     *,
@@ -21,6 +21,9 @@ def sufficiency(
     absolute: bool = False,
 ) -> Tensor:
     """Share of the other samples with a similar map that share the prediction.
+
+    Formula:
+        #{j ∈ S_i : y_j = y_i} / #S_i,  S_i = {j ≠ i : ‖a_j − a_i‖ ≤ radius}, y the prediction
 
     Args:
         case: the cohort: all samples that are scored together.
@@ -32,6 +35,10 @@ def sufficiency(
 
     Returns:
         `[N]`; NaN where no other sample has a similar map, and for an undefined map, which is similar to none.
+
+    Quantus:
+        Follows `Sufficiency` under `distance="standardized"`. Differs in that its cohort is the batch, by whose largest
+        distance it divides before it looks at the threshold, and in that a sample without a like has 0 there.
     """
     check_choice("distance", distance, ("unit", "standardized"))
     values, undefined = case.values(absolute)

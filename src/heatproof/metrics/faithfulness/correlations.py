@@ -11,7 +11,7 @@ from heatproof.metrics.faithfulness.cells import RESOLUTION, Cells, drops_tokens
 from heatproof.metrics.faithfulness.costs import cells_of_image, steps
 from heatproof.metrics.registry import Case, Curve, metric
 from heatproof.metrics.similarity import spearman
-from heatproof.probing import Baseline, NestedSubsetMasks, RankMasks, SubsetMasks
+from heatproof.probing import Baseline, NestedSubsetMasks, RankMasks
 
 _SUBSET_SIZE = 224  # pixels, of the source
 _SIZES, _LARGEST = 10, 0.8  # sizes of sets, and the largest as a share of the image
@@ -34,8 +34,10 @@ def faithfulness_estimate(
 ) -> Tensor:
     """Correlation between what the map gives to a set of pixels and what the output loses without it.
 
-    Pearson's correlation of `Σ_{S_k} a` and `f(x) − f(x∖S_k)`, where the S_k are successive chunks of the pixels in
-    descending order of the map, not cumulative; the last one may be smaller.
+    The S_k are successive chunks of the pixels in descending order of the map, not cumulative; the last one may be smaller.
+
+    Formula:
+        Pearson_k(Σ_{S_k} a, f(x) − f(x∖S_k))
 
     Args:
         case: N samples.
@@ -46,6 +48,9 @@ def faithfulness_estimate(
 
     Returns:
         `[N]`; NaN for a constant map or an output that no chunk changes.
+
+    Quantus:
+        Follows `FaithfulnessEstimate`.
     """
     cells = Cells.of(case, baseline, absolute)
     step = cells.step(step)
@@ -72,8 +77,10 @@ def faithfulness_correlation(
 ) -> Tensor:
     """Correlation, over random sets of pixels, between what the map gives to a set and what the output loses without it.
 
-    Pearson's correlation of `Σ_S a` and `f(x) − f(x∖S)` over independent draws of S, the same draws for every map of a
-    sample.
+    The sets S are independent draws, the same ones for every map of a sample.
+
+    Formula:
+        Pearson_S(Σ_S a, f(x) − f(x∖S))
 
     Args:
         case: N samples.
@@ -85,12 +92,15 @@ def faithfulness_correlation(
 
     Returns:
         `[N]`; NaN for a constant map or an output that no set changes.
+
+    Quantus:
+        Follows `FaithfulnessCorrelation`, over the same sets.
     """
     cells = Cells.of(case, baseline, absolute)
     if subset_size is None:
         subset_size = cells.step(None) if drops_tokens(baseline) else _SUBSET_SIZE
-    subsets = SubsetMasks.random(case.random, cells.size, subset_size, check_count("runs", runs))
-    subsets = subsets.to(cells.values.device)
+    check_count("subset_size", subset_size, high=cells.count)
+    subsets = NestedSubsetMasks(case.random, cells.size, [subset_size], runs, cells.values.device)
     masked = cells.masked(("subsets", subset_size, runs), lambda: subsets, output)
     return _sums_against_drops(cells, subsets.sums(cells.values), masked, output)
 
@@ -112,8 +122,11 @@ def sensitivity_n(
 ) -> Curve:
     """Mean, over sizes n, of the correlation between what the map gives to n pixels and what the output loses without them.
 
-    For each of 10 sizes n, evenly spaced in the logarithm from 1 pixel to 80 % of them, Pearson's correlation of `Σ_S a`
-    and `f(x) − f(x∖S)` over random sets S of n pixels. The profile over n is the curve, see `heatproof.curve`.
+    The sets S are random ones of n pixels, for each of 10 sizes n, evenly spaced in the logarithm from 1 pixel to 80 % of
+    them. The profile over n is the curve, see `heatproof.curve`.
+
+    Formula:
+        mean_n Pearson_{|S| = n}(Σ_S a, f(x) − f(x∖S))
 
     Args:
         case: N samples.
@@ -125,6 +138,11 @@ def sensitivity_n(
     Returns:
         The curve of the correlations, whose mean is the metric. A correlation is NaN where no set of that size changes the
         output, or all have the same sum of the map; the mean leaves it out. NaN for an undefined map.
+
+    Quantus:
+        Differs: `SensitivityN` takes out the highest pixels, one chunk after another, and correlates over the samples
+        of its first batch, which is one number for each chunk and none for a sample. The source draws random sets of
+        pixels of one image.
     """
     cells = Cells.of(case, baseline, absolute)
     sizes = _sizes(cells.count)
@@ -154,8 +172,11 @@ def monotonicity_correlation(
 ) -> Tensor:
     """Rank correlation between |a| of a set of pixels and how much the output depends on them.
 
-    Spearman's correlation of `Σ_{S_k} |a|` and `E[(f(x) − f(x with S_k resampled))²]`, where the S_k are successive chunks
-    of the pixels in descending order of |a|, not cumulative, and new values are uniform between each channel's extremes.
+    The S_k are successive chunks of the pixels in descending order of |a|, not cumulative, and new values are uniform
+    between each channel's extremes.
+
+    Formula:
+        Spearman_k(Σ_{S_k} |a|, E[(f(x) − f(x with S_k resampled))²])
 
     Args:
         case: N samples.
@@ -165,6 +186,9 @@ def monotonicity_correlation(
 
     Returns:
         `[N]`; NaN where |a| is undefined, or if the output depends on no chunk or on all alike.
+
+    Quantus:
+        Follows `MonotonicityCorrelation`, under the same draws.
     """
     cells = Cells.of(case, _OVER_PIXELS, absolute=True)
     step = cells.step(step)

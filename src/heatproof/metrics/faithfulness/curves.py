@@ -37,8 +37,11 @@ def deletion(
 ) -> Curve:
     """Area under the output as pixels are replaced, those of the highest values first.
 
-    The curve is `f(x∖top-q)` for q from 0 (the image) to 1 (the baseline), see `heatproof.curve`. `pixel_flipping` of
-    `bach2015pixelwise` is the same.
+    The curve goes from q = 0, the image, to 1, the baseline, see `heatproof.curve`. `pixel_flipping` of `bach2015pixelwise`
+    is the same.
+
+    Formula:
+        ∫₀¹ f(x∖top-q) dq
 
     Args:
         case: N samples.
@@ -50,6 +53,10 @@ def deletion(
 
     Returns:
         The curve, whose area is the metric; NaN for an undefined map.
+
+    Quantus:
+        Follows `PixelFlipping` along the curve after its first point. Differs in the area, where Quantus leaves out the
+        unchanged image and takes every step as 1, so that it grows with the number of steps.
     """
     cells = Cells.of(case, baseline, absolute)
     counts = cells.counts(step)
@@ -74,6 +81,9 @@ def insertion(
     The curve is the output for the share q of pixels put back, from 0 (the baseline) to 1 (the image), see
     `heatproof.curve`.
 
+    Formula:
+        ∫₀¹ f(baseline with top-q of x) dq
+
     Args:
         case: N samples.
         step: pixels put back between two points of the curve; by default one image row of pixels. The last may be fewer.
@@ -84,6 +94,9 @@ def insertion(
 
     Returns:
         The curve, whose area is the metric; NaN for an undefined map.
+
+    Quantus:
+        Not in Quantus.
     """
     cells = Cells.of(case, baseline, absolute)
     counts = cells.counts(step)
@@ -105,8 +118,14 @@ def lerf(
 
     Arguments and undefined cases are those of `deletion`.
 
+    Formula:
+        ∫₀¹ f(x∖bottom-q) dq
+
     Returns:
         The curve, whose area is the metric.
+
+    Quantus:
+        Not in Quantus.
     """
     cells = Cells.of(case, baseline, absolute)
     counts = cells.counts(step)
@@ -127,8 +146,14 @@ def srg(
 
     Arguments and undefined cases are those of `deletion`.
 
+    Formula:
+        ∫₀¹ f(x∖bottom-q) − f(x∖top-q) dq
+
     Returns:
         The curve of the differences, whose area is the metric.
+
+    Quantus:
+        Not in Quantus.
     """
     cells = Cells.of(case, baseline, absolute)
     counts = cells.counts(step)
@@ -148,6 +173,9 @@ def road(case: Case, *, baseline: Baseline = "inpaint", output: str = "probabili
     What is left tells nothing about where pixels are missing: by default they are imputed from their neighbours, with a
     little noise.
 
+    Formula:
+        1/9 Σ_{q = 10, 20, … 90 %} f(x∖top-q)
+
     Args:
         case: N samples.
         baseline: what replaces a pixel, see `make_filling`, or `drop`: tokens are taken out of a vision transformer.
@@ -157,6 +185,10 @@ def road(case: Case, *, baseline: Baseline = "inpaint", output: str = "probabili
 
     Returns:
         The curve, whose mean is the metric; NaN for an undefined map.
+
+    Quantus:
+        Follows `ROAD` under `output="prediction"`, but for the noise. Differs in that Quantus averages over the samples
+        of its first batch, so that a sample has no score.
     """
     cells = Cells.of(case, baseline, absolute)
     counts = [cells.count * percentage // 100 for percentage in _PERCENTAGES]
@@ -174,6 +206,9 @@ def monotonicity_arya(
 ) -> Tensor:
     """Share of steps in which the output does not fall as pixels are added to the baseline, in ascending order of |a|.
 
+    Formula:
+        #{k ≥ 1 : f(x_k) ≥ f(x_{k−1})} / K,  x_k = baseline with the bottom k/K of x
+
     Args:
         case: N samples.
         step: pixels added in a step; by default one image row of pixels. The first may be fewer. Under `drop` it counts
@@ -183,6 +218,10 @@ def monotonicity_arya(
 
     Returns:
         `[N]`; changes within rounding do not count as falls. NaN where |a| is undefined.
+
+    Quantus:
+        Differs: `Monotonicity` puts the baseline in the place of the baseline, so that nothing is ever added and its
+        answer is always yes. It also asks whether all steps rise, where the source counts, and leaves out the first.
     """
     cells = Cells.of(case, baseline, absolute=True)
     falling = _without_highest(cells, cells.counts(step), output)  # the same images, from the whole one to the baseline

@@ -12,7 +12,6 @@ from heatproof.metrics.faithfulness.cells import Cells, drops_tokens
 from heatproof.metrics.registry import Case, metric
 from heatproof.probing import Baseline, SubsetMasks, make_baseline
 
-_IMAGES_AT_ONCE = 16
 _SQUARES_A_SIDE = 7
 
 
@@ -37,9 +36,12 @@ def infidelity(
 ) -> Tensor:
     """Squared error of the map as a linear model of how the output changes with the image.
 
-    `E_I[(β IᵀΦ − (f(x) − f(x−I)))²]` over random perturbations I: squares of the image that are replaced (I is then the
-    image less the baseline within the square), or Gaussian noise. The map Φ has one value a pixel; what it gives to a
+    The perturbations I are random: squares of the image that are replaced (I is then the image less the baseline within the
+    square), or Gaussian noise. The map Φ has one value a pixel; what it gives to a
     perturbation is the sum over pixels of Φ and the mean of I over the channels.
+
+    Formula:
+        E_I[(β IᵀΦ − (f(x) − f(x−I)))²]
 
     Args:
         case: N samples.
@@ -57,6 +59,10 @@ def infidelity(
 
     Returns:
         `[N]`; NaN for an undefined map.
+
+    Quantus:
+        Follows `Infidelity` for one square. Differs for several, of which Quantus never puts one back before the next,
+        so that all but the first are not what they are said to be.
     """
     check_count("samples", samples)
     cells = Cells.of(case, baseline, absolute)
@@ -112,9 +118,7 @@ def _by_noise(cells: Cells, samples: int, deviation: float, output: str) -> tupl
     """What the map gives to each of `samples` draws of noise, and what the output loses by it, float64 `[N, samples]`."""
     case, view = cells.case, cells.case.model.output(output)
     given, outputs = [], []
-    together = max(1, _IMAGES_AT_ONCE // len(case.images))
-    for start in range(0, samples, together):
-        draws = range(start, min(start + together, samples))
+    for draws in case.groups(samples):
         noise = [case.random.normal(*case.images.shape[1:], purpose=f"infidelity noise {k}") for k in draws]
         change = deviation * torch.stack(noise, 1).to(case.images)  # [N, k, C, H, W]
         logits = case.probe.logits((case.images[:, None] - change).flatten(0, 1)).unflatten(0, change.shape[:2])

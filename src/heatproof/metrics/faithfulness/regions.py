@@ -37,8 +37,10 @@ def irof(
 ) -> Tensor:
     """Iterative removal of features: what share of the output is lost as segments are replaced, the best ones first.
 
-    The mean over k = 1 ... K of `1 − f(x_k) / f(x)`, where x_k is the image without the k segments of highest mean a, and K
-    is the number of segments.
+    x_k is the image without the k segments of highest mean a, and K is the number of segments.
+
+    Formula:
+        1/K Σ_{k=1..K} (1 − f(x_k) / f(x))
 
     Args:
         case: N samples.
@@ -51,6 +53,10 @@ def irof(
 
     Returns:
         `[N]`; NaN for an undefined map or an output of 0.
+
+    Quantus:
+        Differs: `IROF` takes the area with steps of 1 and without half of the first and of the last segment, so that it
+        grows with the number of segments.
     """
     cells = Cells.of(case, baseline, absolute)
     key = ("segments", segmentation, segments, drops_tokens(baseline))
@@ -82,7 +88,10 @@ def region_perturbation(
 ) -> Curve:
     """Area over the perturbation curve: the mean loss of the output as windows are replaced, those of highest sum first.
 
-    `1/(L+1) Σ_{k=0..L} (f(x) − f(x_k))`, where x_k is the image without the first k windows.
+    x_k is the image without the first k windows.
+
+    Formula:
+        1/(L+1) Σ_{k=0..L} (f(x) − f(x_k))
 
     Args:
         case: N samples.
@@ -96,6 +105,9 @@ def region_perturbation(
 
     Returns:
         The curve of the losses, whose mean is the metric; NaN for an undefined map.
+
+    Quantus:
+        Follows `RegionPerturbation` along the curve after its first point, which is what Quantus returns.
     """
     check_choice("order", order, ("morf", "lerf", "random"))
     cells = Cells.of(case, baseline, absolute)
@@ -128,6 +140,9 @@ def selectivity(
 ) -> Curve:
     """Area under the output as windows are replaced, those of the highest sum of the map first.
 
+    Formula:
+        ∫₀¹ f(x without the first share q of the windows) dq
+
     Args:
         case: N samples.
         window: side of the square windows that tile the image (those at the far edges may be cut off), by default 16 pixels;
@@ -138,6 +153,9 @@ def selectivity(
 
     Returns:
         The curve over the share of windows replaced, whose area is the metric; NaN for an undefined map.
+
+    Quantus:
+        Follows `Selectivity` along the curve after its first point, which is what Quantus returns.
     """
     cells = Cells.of(case, baseline, absolute)
     side = _side(cells, window, _SELECTIVITY_WINDOW)
