@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PEERS := .venv-peers/bin
 
-.PHONY: demo test quality format test-peers bench-relevance notebooks clean
+.PHONY: demo test quality format test-peers bench-relevance bench-probing reference notebooks clean
 
 demo: .venv/installed
 	$(BIN)/heatproof study run recipes/demo.yaml --out runs/demo
@@ -30,6 +30,15 @@ test-peers: .venv-peers/installed
 # Time and memory of the relevance methods beside plain passes and the peers; about half an hour on an idle machine.
 bench-relevance: .venv-peers/installed
 	$(PEERS)/python benchmarks/relevance.py
+
+# Time and memory of probing and of the metrics beside bare passes and the peers; about half an hour on an idle machine.
+# One section again: make bench-probing ONLY='metrics suite'
+bench-probing: .venv-peers/installed
+	$(PEERS)/python benchmarks/probing.py $(if $(ONLY),--only $(ONLY))
+
+# The reference pages are written from what the metrics say of themselves.
+reference: .venv/installed
+	$(BIN)/python docs/reference/generate.py
 
 # The notebooks are stored with what they print and draw.
 notebooks: .venv/installed

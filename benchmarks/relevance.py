@@ -15,32 +15,22 @@ tiny models and writes nothing.
 
 import argparse
 import json
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from types import ModuleType
-from typing import Any
 
 import torch
+from timing import RESULTS, declare_torchvision, interleaved, machine_in_words, peak_memory, write_between
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 import heatproof as hp
 from heatproof.relevance import Preset, presets, run
 
-HOME = Path(__file__).parents[1]
-RESULTS, PAGE = HOME / "benchmarks" / "results" / "relevance.md", HOME / "docs" / "benchmarks.md"
 MARKS = ("<!-- relevance: begin -->\n", "<!-- relevance: end -->\n")
 TARGET = 1
 
@@ -70,14 +60,16 @@ def plain(model: nn.Module, images: Tensor) -> Tensor:
 def lrp(preset: Preset) -> Work:
     def work(model: nn.Module, images: Tensor) -> Tensor:
         passed = run(model, images, preset)
-        return passed.relevance(passed.logits[:, TARGET])
+        return passed.relevance(passed.logits[:, TARGET], last=True)
 
     return work
 
 
 def transformer_lrp(model: nn.Module, images: Tensor) -> Tensor:
-    targets = [TARGET] * len(images)
-    return hp.explain(model, images, targets, method="transformer_lrp", batch_size=len(images), resolution="native")
+    targets, classifier = [TARGET] * len(images), hp.Classifier(model, [str(k) for k in range(model.num_classes)])
+    return hp.explain(
+        classifier, images, targets, method="transformer_lrp", batch_size=len(images), resolution="native"
+    )
 
 
 def zennit(rules: str) -> Work:
@@ -146,10 +138,7 @@ def _has(package: str) -> bool:
 
 def build(name: str, quick: bool) -> nn.Module:
     """A model in evaluation mode with random weights, from timm or torchvision."""
-    library = torch.library.Library("torchvision", "FRAGMENT")  # its binary may not load beside a CPU build of torch
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    declare_torchvision()
     import timm
     from torchvision import models
 
@@ -223,54 +212,14 @@ class Machine:
         generator = torch.Generator().manual_seed(1)
         return model, torch.randn(batch, 3, side, side, generator=generator).to(self.device, self.dtype)
 
-    def seconds(self, row: Row, model: nn.Module, images: Tensor) -> float:
-        if self.device == "cpu":
-            start = time.perf_counter()
-            row.work(model, images)
-            return time.perf_counter() - start
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        row.work(model, images)
-        end.record()
-        torch.cuda.synchronize()
-        return float(begin.elapsed_time(end)) / 1000
-
 
 def times(machine: Machine, of_model: list[Row], rounds: int) -> dict[Row, list[float]]:
     """Seconds of each row in each round, after one round that does not count."""
     model, images = machine.model_and_images(of_model[0])
-    found: dict[Row, list[float]] = {row: [] for row in of_model}
-    for turn in range(rounds + (not machine.quick)):
-        for row in of_model:
-            seconds = machine.seconds(row, model, images)
-            if turn or machine.quick:
-                found[row].append(seconds)
-    return found
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes of tensors alive at once that torch operations made while it is entered."""
-
-    def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()
-        self.alive = {tensor.untyped_storage()._cdata: 0 for tensor in known}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._see, result)
-        return result
-
-    def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.alive:
-            self.alive[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._drop, storage._cdata)
-
-    def _drop(self, key: int) -> None:
-        self.now -= self.alive.pop(key)
+    works = {row: partial(row.work, model, images) for row in of_model}
+    if not machine.quick:
+        interleaved(machine.device, works, 1)
+    return interleaved(machine.device, works, rounds)
 
 
 def memory(machine: Machine, row: Row) -> dict[str, int]:
@@ -278,18 +227,8 @@ def memory(machine: Machine, row: Row) -> dict[str, int]:
     model, images = machine.model_and_images(row)
     with torch.no_grad():
         model(images)
-    if machine.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        row.work(model, images)
-        return {"tensors": torch.cuda.max_memory_allocated() - before}
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    row.work(model, images)
-    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    with LiveBytes([*model.parameters(), *model.buffers(), images]) as live:
-        row.work(model, images)
-    return {"tensors": live.peak, "resident": int(peak.split()[1]) * 1024 - before}
+    known = [*model.parameters(), *model.buffers(), images]
+    return peak_memory(machine.device, partial(row.work, model, images), known)
 
 
 def in_a_process_of_its_own(machine: Machine, index: int) -> dict[str, int]:
@@ -345,19 +284,6 @@ def _seconds(values: list[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f} s"
 
 
-def machine_in_words(device: str) -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    where = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    if device == "cuda":
-        where = f"{torch.cuda.get_device_name()}; {where}"
-    busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
-    return f"{where}, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}; load average at the start {busy}"
-
-
 def report(machine: Machine, rounds: int) -> str:
     batch = 64 if machine.device == "cuda" else 8
     name = str(machine.dtype).removeprefix("torch.")
@@ -391,11 +317,10 @@ def main() -> None:
     if chosen.quick:
         return
     text = "\n".join(parts)
-    RESULTS.write_text(
+    (RESULTS / "relevance.md").write_text(
         f"# What relevance costs\n\nMade by `make bench-relevance`; what is measured stands there.\n\n{text}"
     )
-    before, _, rest = PAGE.read_text().partition(MARKS[0])
-    PAGE.write_text(before + MARKS[0] + text + MARKS[1] + rest.partition(MARKS[1])[2])
+    write_between(MARKS, text)
 
 
 if __name__ == "__main__":

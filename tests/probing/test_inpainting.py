@@ -6,7 +6,7 @@ import torch
 
 from heatproof.errors import InputError
 from heatproof.models import Classifier
-from heatproof.probing import SampleRandom, SubsetMasks, bind
+from heatproof.probing import NestedSubsetMasks, SampleRandom, bind, inpainting
 from heatproof.probing.baselines import make_filling
 from heatproof.probing.inpainting import NOISE, inpaint
 from support.cases import Wavy
@@ -45,6 +45,49 @@ def test_agreement_with_a_dense_system():
             np.testing.assert_allclose(found[b, k].numpy(), expected, atol=1e-5)
 
 
+def test_large_holes_agree_with_a_dense_system_beside_small_ones_none_and_all():
+    images, masks = torch.randn(1, 2, 21, 26), torch.zeros(1, 5, 21, 26, dtype=torch.bool)
+    masks[0, 0, 2:19, 3:] = True  # up to the edge
+    masks[0, 1, 5, 7] = True
+    masks[0, 3] = True
+    masks[0, 4] = True
+    masks[0, 4, 20, 25] = False
+    found = inpaint(images, masks, torch.zeros_like(images))
+    for k in (0, 1, 4):
+        expected = dense(images[0].double().numpy(), masks[0, k].numpy())
+        np.testing.assert_allclose(found[0, k].numpy(), expected, atol=1e-5)
+    assert torch.equal(found[0, 2], images[0])
+    assert (found[0, 3] == 0).all()
+
+
+def test_a_mask_is_solved_alone_as_among_others():
+    images, masks = torch.randn(3, 1, 32, 32), torch.rand(3, 3, 32, 32) < torch.tensor([0.2, 0.9, 1.0]).view(3, 1, 1)
+    masks[:, 2, :, 0] = False
+    together = inpaint(images, masks, torch.zeros_like(images))
+    for b in range(3):
+        for k in range(3):
+            alone = inpaint(images[b, None], masks[b, k][None, None], torch.zeros(1, 1, 32, 32))
+            torch.testing.assert_close(alone[0, 0], together[b, k], atol=1e-6, rtol=0)
+
+
+def test_steps_do_not_grow_with_the_hole(monkeypatch):
+    products, dot = [], inpainting._dot
+
+    def counted(left, right):
+        products.append(1)
+        return dot(left, right)
+
+    def cost(side):
+        mask = torch.zeros(1, 1, side, side, dtype=torch.bool)
+        mask[..., 2:-2, 2:-2] = True
+        products.clear()
+        inpaint(torch.randn(1, 1, side, side), mask, torch.zeros(1, 1, side, side))
+        return len(products)
+
+    monkeypatch.setattr(inpainting, "_dot", counted)
+    assert cost(192) < 2 * cost(32)  # without coarser grids about 6 times
+
+
 def test_a_plane_inside_is_restored_exactly():
     plane = (3 * torch.arange(12.0).view(12, 1) - 2 * torch.arange(10.0)).expand(1, 1, 12, 10)
     mask = torch.zeros(1, 1, 12, 10, dtype=torch.bool)
@@ -75,7 +118,7 @@ def test_nothing_left_is_noise_around_zero_and_nothing_masked_is_the_image():
 def test_a_probe_fills_each_mask_by_itself():
     images, random = torch.randn(2, 1, 8, 8), SampleRandom(0, ["a", "b"])
     model = Classifier(Wavy().eval())
-    masks = SubsetMasks.random(random, (8, 8), 20, 5)
+    masks = NestedSubsetMasks(random, (8, 8), [20], 5)
     noise = NOISE * random.normal(1, 8, 8, purpose="inpaint noise")
     probe = bind(model, images, lambda outputs: outputs[:, 1], random=random, batch_size=3)
     found = probe(masks, baseline="inpaint", output="logit")

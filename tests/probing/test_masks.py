@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from heatproof.errors import InputError
-from heatproof.probing import RankMasks, SampleRandom, SegmentMasks, SubsetMasks, rank_pixels
+from heatproof.probing import NestedSubsetMasks, RankMasks, SampleRandom, SegmentMasks, SubsetMasks, rank_pixels
 
 
 def test_ranking_of_distinct_values_is_the_descending_order():
@@ -79,13 +79,11 @@ def test_subset_masks_replace_their_pixels_and_sum_over_them():
 
 
 def test_random_subsets_belong_to_the_sample_and_not_to_their_number():
-    both = SubsetMasks.random(SampleRandom(0, ["a", "b"]), (5, 4), 7, 6).chunk(0, 6)
+    both = NestedSubsetMasks(SampleRandom(0, ["a", "b"]), (5, 4), [7], 6).chunk(0, 6)
     assert (both.sum((2, 3)) == 7).all()
-    assert torch.equal(SubsetMasks.random(SampleRandom(0, ["b"]), (5, 4), 7, 3).chunk(0, 3)[0], both[1, :3])
+    assert torch.equal(NestedSubsetMasks(SampleRandom(0, ["b"]), (5, 4), [7], 3).chunk(0, 3)[0], both[1, :3])
     assert not torch.equal(both[0], both[1])
-    assert not torch.equal(SubsetMasks.random(SampleRandom(1, ["a"]), (5, 4), 7, 6).chunk(0, 6)[0], both[0])
-    with pytest.raises(InputError, match="subset_size must be a whole number, from 1 to 20, got 21"):
-        SubsetMasks.random(SampleRandom(0, ["a"]), (5, 4), 21, 2)
+    assert not torch.equal(NestedSubsetMasks(SampleRandom(1, ["a"]), (5, 4), [7], 6).chunk(0, 6)[0], both[0])
 
 
 def test_segment_masks_replace_what_is_off():

@@ -1,10 +1,21 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 from heatproof.errors import InputError
 from heatproof.models import Classifier, Targets
-from heatproof.probing import MicroBatch, RankMasks, SampleRandom, SegmentMasks, bind, precision, rank_pixels
+from heatproof.probing import (
+    MicroBatch,
+    RankMasks,
+    SampleRandom,
+    SegmentMasks,
+    bind,
+    microbatch,
+    precision,
+    rank_pixels,
+)
 from support.cases import PixelSum, Wavy
 from support.nets import TinyCNN
 
@@ -96,6 +107,19 @@ def test_masks_are_asked_for_in_chunks_of_the_micro_batch():
     masks = Counted(torch.arange(64).view(1, 8, 8).expand(2, -1, -1) // 16, torch.rand(2, 500, 4) > 0.5)
     bound(Classifier(Wavy().eval()), images, batch_size=12)(masks, baseline=0)
     assert masks.largest == 6
+
+
+def test_the_search_for_the_micro_batch_goes_on_within_one_probe(monkeypatch):
+    now = itertools.count()
+    # every pass takes as long as any other: the larger the better
+    monkeypatch.setattr(microbatch.time, "perf_counter", lambda: next(now))
+    sizes, net, images = [], Wavy().eval(), torch.randn(2, 1, 8, 8)
+    net.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    masks = ranked(images, 1)
+    found = bound(Classifier(net), images)(masks, baseline=0)
+    assert max(sizes) == 32
+    assert sum(sizes) == 2 * masks.count
+    assert torch.allclose(found, bound(Classifier(net), images, batch_size=1)(masks, baseline=0))
 
 
 def test_progress_reports_the_share_that_is_done():

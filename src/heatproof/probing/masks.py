@@ -118,14 +118,6 @@ class SubsetMasks:
         self._index = index
         self._size = tuple(size)
 
-    @classmethod
-    def random(cls, random: SampleRandom, size: Sequence[int], pixels: int, count: int) -> "SubsetMasks":
-        """`count` independent draws of `pixels` distinct pixels each; a draw does not depend on how many follow it."""
-        area = math.prod(size)
-        check_count("subset_size", pixels, high=area)
-        draws = [random.permutation(area, purpose=f"subset {k}")[:, :pixels] for k in range(count)]
-        return cls(torch.stack(draws, 1), size)
-
     def to(self, device: torch.device) -> "SubsetMasks":
         """The same masks on another device."""
         return SubsetMasks(self._index.to(device), self._size)
@@ -150,8 +142,8 @@ class SubsetMasks:
 class NestedSubsetMasks:
     """`runs` draws of random pixels, each in all `counts`, the smaller sets within the larger: `runs · len(counts)` masks.
 
-    For each of B images of `size` (H, W). They are drawn anew whenever they are needed, as sets of many pixels are large. A
-    draw does not depend on how many follow it.
+    For each of B images of `size` (H, W). They are drawn anew whenever they are needed, so that memory does not grow with
+    their number. A draw does not depend on how many follow it.
 
     >>> masks = NestedSubsetMasks(SampleRandom(0, ["a"]), (1, 4), [1, 3], 2)
     >>> masks.chunk(0, masks.count).sum((2, 3)).tolist()
@@ -174,17 +166,19 @@ class NestedSubsetMasks:
     def chunk(self, start: int, stop: int) -> Tensor:
         """The masks `start:stop`, bool `[B, stop - start, H, W]`."""
         each = len(self._counts)
-        masks = [
-            _places(self._order(run))[:, None]
-            < torch.tensor(self._counts[max(0, start - run * each) : stop - run * each], device=self._device)[:, None]
-            for run in range(start // each, -(-stop // each))
-        ]
-        return torch.cat(masks, 1).view(len(self._random), -1, *self._size)
+        masks = []
+        for run in range(start // each, -(-stop // each)):
+            order = self._order(run)
+            none = torch.zeros_like(order, dtype=torch.bool)
+            counts = self._counts[max(0, start - run * each) : stop - run * each]
+            masks += [none.scatter(1, order[:, :count], True) for count in counts]
+        return torch.stack(masks, 1).view(len(self._random), -1, *self._size)
 
     def sums(self, values: Tensor) -> Tensor:
         """Sums of `values` `[B, H, W]` over the pixels of each mask, float64 `[B, count]`."""
         flat, last = values.flatten(1).double(), torch.tensor(self._counts, device=self._device) - 1
-        found = [flat.gather(1, self._order(run)).cumsum(1)[:, last] for run in range(self._runs)]
+        largest = max(self._counts)
+        found = [flat.gather(1, self._order(run)[:, :largest]).cumsum(1)[:, last] for run in range(self._runs)]
         return torch.cat(found, 1)
 
     def _order(self, run: int) -> Tensor:

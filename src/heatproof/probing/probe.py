@@ -66,12 +66,11 @@ class BoundProbe:
             raise InputError("There are no masks to probe: give at least one.")
         drops = isinstance(baseline, str) and baseline == "drop"
         answer = self._dropped if drops else partial(self._filled, self._filling(baseline))
-        together = _TOKEN_MASKS_AT_ONCE if drops else self.micro.size
-        step = max(1, together // len(self.images))
         view = self.model.output(output)
-        found = []
-        for start in range(0, masks.count, step):
-            stop = min(masks.count, start + step)
+        found, stop = [], 0
+        while stop < masks.count:
+            together = _TOKEN_MASKS_AT_ONCE if drops else self.micro.size  # which grows while it searches
+            start, stop = stop, min(masks.count, stop + max(1, together // len(self.images)))
             found.append(self._scores(view(answer(masks.chunk(start, stop)))))
             if self.progress is not None:
                 self.progress(stop / masks.count)
