@@ -374,6 +374,7 @@ PARTS: dict[str, Callable[[Tensor], Tensor]] = {
     "slice of a chunk": lambda x: x.chunk(3, 1)[0][..., :5],
     "chunk of a constant": lambda x: torch.zeros_like(x).chunk(3, 1)[0],
     "no_grad": lambda x: made_without_gradients(torch.zeros_like(x)),
+    "image under no_grad": lambda x: made_without_gradients(x),
 }
 WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
     "relu": lambda part, _: part.relu_(),
@@ -392,7 +393,11 @@ def made_without_gradients(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("part", "write"), [*((part, "add") for part in PARTS), *(("chunk", write) for write in WRITES)]
+    ("part", "write"),
+    [
+        *((part, "add") for part in PARTS),
+        *((part, write) for part in ("chunk", "image under no_grad") for write in WRITES),
+    ],
 )
 def test_a_write_into_a_part_that_torch_does_not_allow_is_an_error_of_ours(part: str, write: str) -> None:
     forward = written_part(PARTS[part], WRITES[write])

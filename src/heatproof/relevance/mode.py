@@ -33,6 +33,7 @@ KINDS = ("dense", "conv", "sums", "norm", "first", "last")  # of layers, for whi
 
 _DIFFERENTIATE = ("backward", "grad")
 _LEAVE_TORCH = ("numpy", "array")
+_REFUSED_WRITES = ("is being modified inplace", "used in an in-place operation")  # torch's own words
 _SAVE_NO_INPUT = ("relu", "add", "sub")  # for their own gradient, so that they may work in place
 
 
@@ -139,7 +140,7 @@ class RelevanceMode(Tracer):
         try:
             return self._followed(operation, args, kwargs)
         except RuntimeError as error:
-            if "is being modified inplace" not in str(error):
+            if not any(words in str(error) for words in _REFUSED_WRITES):
                 raise
             raise UnsupportedModelError(
                 f"The model writes in place into a part of a tensor ({operation.name!r} in module {self.module_path()}), "

@@ -47,8 +47,14 @@ def live_tensors(values: Any) -> Iterator[Tensor]:
 
 
 def constant(tensor: Tensor) -> Tensor:
-    """The tensor cut off from parameters that ask for gradients: nothing here differentiates by a parameter."""
-    return tensor.detach() if tensor.requires_grad and tensor.is_leaf else tensor
+    """The tensor cut off from parameters that ask for gradients: nothing here differentiates by a parameter.
+
+    A view that was taken without gradients is a leaf to torch, too; it stays what it is, so that torch refuses writes into
+    it, which would change what depends on the input unseen.
+    """
+    if not (tensor.requires_grad and tensor.is_leaf):
+        return tensor
+    return tensor.detach() if tensor._base is None or not tensor._base.requires_grad else tensor
 
 
 def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
