@@ -42,6 +42,7 @@ have in common.
 
 **A cohort** is all samples of a call of `score`, each with one map. In a study it is the whole explained test set of a
 model and method: together, where each image's own label or prediction is explained, and else one class after another.
+Scores of one cohort depend on each other, so an interval over patients is only approximate for them.
 
 **Quantus** is the reference implementation, version 0.6. *Follows* means: equal on images of one channel, given the same
 draws, to 1e-5 unless a larger rounding is named; the tests in `tests/peers` show it, and each difference. What is called
