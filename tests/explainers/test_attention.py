@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import heatproof as hp
 from heatproof.errors import InputError, UnsupportedModelError
-from support.nets import Block, TinyCNN, TinyViT
+from support.attention_replica import attention_of, written_out
+from support.nets import TinyCNN, TinyViT
 from support.reference import reference, tiny_vit, weights, worst_share
 
 
@@ -107,11 +108,6 @@ def last_attention(model: TinyViT, x: Tensor) -> Tensor:
     return attention_of(model.blocks[-1], x)
 
 
-def attention_of(block: Block, x: Tensor) -> Tensor:
-    q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.attn.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
-
-
 @pytest.mark.parametrize(("kind", "rows", "prefix"), [(Pooled, slice(None), 0), (Registers, slice(0, 1), 4)])
 def test_the_tokens_that_the_head_reads_are_found(kind: type[TinyViT], rows: slice, prefix: int) -> None:
     model = kind(depth=2).eval()
@@ -136,21 +132,6 @@ def test_attention_is_upsampled_by_repetition_and_relevance_bilinearly() -> None
     torch.testing.assert_close(full, expected)
 
 
-def attention_with_gradient(model: TinyViT, image: Tensor, target: int) -> list[tuple[Tensor, Tensor]]:
-    """Attention `[heads, N, N]` of every block and its gradient for the target, with attention written out by hand."""
-    x = model.patch_embed["proj"](image).flatten(2).transpose(1, 2)
-    x = torch.cat([model.cls_token, x], 1) + model.pos_embed
-    kept = []
-    for block in model.blocks:
-        attention = attention_of(block, x)
-        kept.append(attention)
-        value = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.attn.heads, -1)).permute(2, 0, 3, 1, 4)[2]
-        x = x + block.attn.proj((attention @ value).transpose(1, 2).flatten(2))
-        x = x + block.mlp["fc2"](nn.functional.gelu(block.mlp["fc1"](block.norm2(x))))
-    logit = model.head(model.norm(x)[:, 0])[0, target]
-    return [(a[0].detach(), g[0]) for a, g in zip(kept, torch.autograd.grad(logit, kept), strict=True)]
-
-
 @pytest.mark.parametrize("start", [0, 2])
 def test_generic_attention_is_the_authors_formula(start: int) -> None:
     """`R ← R + Ā R` with `Ā = mean over heads of (∇A ⊙ A)⁺`, from R = I; the class token's row. One image at a time."""
@@ -158,8 +139,9 @@ def test_generic_attention_is_the_authors_formula(start: int) -> None:
     expected = []
     for n, target in enumerate(targets):
         relevance = torch.eye(17, dtype=torch.float64)
-        for attention, gradient in attention_with_gradient(model, images[n : n + 1], target)[start:]:
-            mean = sum((gradient[h] * attention[h]).clamp(min=0) for h in range(3)) / 3
+        passed = written_out(model, images[n : n + 1])
+        for attention, gradient in list(zip(passed.attention, passed.gradients(target), strict=True))[start:]:
+            mean = sum((gradient[h] * attention[0, h].detach()).clamp(min=0) for h in range(3)) / 3
             relevance = relevance + mean @ relevance
         expected.append(relevance[0, 1:].view(4, 4))
     options = {"method": "generic_attention", "start_layer": start, "resolution": "native"}
@@ -180,6 +162,94 @@ def test_a_network_without_attention_is_an_error_that_says_what_to_use(method: s
 def test_a_layer_that_does_not_exist_is_an_error(method: str, option: str) -> None:
     with pytest.raises(InputError, match=rf"{option} must lie in .*got 9"):
         hp.explain(TinyViT(depth=2).eval(), torch.rand(1, 3, 32, 32), method=method, **{option: 9})
+
+
+def heads_by_hand(model: TinyViT, images: Tensor) -> list[Tensor]:
+    """Attention of every block, `[B, heads, N, N]` in float64."""
+    passes = [written_out(model, image[None]).attention for image in images]
+    return [torch.cat(block).detach() for block in zip(*passes, strict=True)]
+
+
+FUSED = {
+    "mean": lambda a: sum(a[:, h] for h in range(3)) / 3,
+    "max": lambda a: torch.stack([a[:, h] for h in range(3)]).max(0)[0],
+    "min": lambda a: torch.stack([a[:, h] for h in range(3)]).min(0)[0],
+}
+
+
+@pytest.mark.parametrize("fusion", FUSED)
+def test_heads_are_fused_as_asked_in_the_block_asked_for(fusion: str) -> None:
+    model, images = TinyViT(depth=3).double().eval(), torch.randn(2, 3, 32, 32).double()
+    for layer in (0, 1, -1, -3):
+        found = hp.explain(model, images, method="attention", layer=layer, head_fusion=fusion, resolution="native")
+        expected = FUSED[fusion](heads_by_hand(model, images)[layer])[:, 0, 1:].view(2, 4, 4)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("head", [0, 2, -2])
+def test_one_head_is_taken_as_asked(head: int) -> None:
+    model, images = TinyViT(depth=2).double().eval(), torch.randn(2, 3, 32, 32).double()
+    found = hp.explain(model, images, method="attention", layer=0, head=head, resolution="native")
+    expected = heads_by_hand(model, images)[0][:, head][:, 0, 1:].view(2, 4, 4)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_a_head_that_cannot_be_taken_is_an_error() -> None:
+    model, images = TinyViT(depth=2).eval(), torch.rand(1, 3, 32, 32)
+    for head in (3, -4, 1.0, True):
+        with pytest.raises(InputError, match=r"head must lie in -3\.\.2 for this model, got"):
+            hp.explain(model, images, method="attention", head=head)
+    with pytest.raises(InputError, match="head=1 takes one head, and head_fusion='max' joins all"):
+        hp.explain(model, images, method="attention", head=1, head_fusion="max")
+
+
+@pytest.mark.parametrize(
+    ("fusion", "ratio", "start"), [("mean", 0.3, 0), ("max", 0.9, 1), ("min", 0.9, 0), ("mean", 1.0, 0)]
+)
+def test_rollout_discards_the_lowest_attention_of_each_image(fusion: str, ratio: float, start: int) -> None:
+    """Entry by entry: sorted, the first are set to 0, the class token's to itself is not."""
+    model, images = TinyViT(depth=3).double().eval(), torch.randn(3, 3, 32, 32).double()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight *= 3
+    expected = torch.eye(17).double().repeat(3, 1, 1)
+    for attention in heads_by_hand(model, images)[start:]:
+        for n, fused in enumerate(FUSED[fusion](attention)):
+            values = fused.flatten().tolist()
+            for place in sorted(range(289), key=values.__getitem__)[: int(289 * ratio)]:
+                if place:
+                    fused[place // 17, place % 17] = 0
+            rows = fused + torch.eye(17).double()
+            expected[n] = rows / rows.sum(1, keepdim=True) @ expected[n]
+    options = {"discard_ratio": ratio, "head_fusion": fusion, "start_layer": start, "resolution": "native"}
+    found = hp.explain(model, images, method="attention_rollout", **options)
+    torch.testing.assert_close(found.double(), expected[:, 0, 1:].view(3, 4, 4), rtol=1e-5, atol=1e-9)
+    assert (found.count_nonzero() == 0) == (ratio == 1.0)
+
+
+@pytest.mark.parametrize("kind", [TinyViT, Pooled])
+def test_with_everything_discarded_each_token_stays_where_it_is(kind: type[TinyViT]) -> None:
+    images = torch.randn(1, 3, 32, 32)
+    found = hp.explain(kind(depth=1).eval(), images, method="attention_rollout", discard_ratio=1.0, resolution="native")
+    expected = torch.full_like(found, 1 / 16 if kind is Pooled else 0.0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_without_a_class_token_no_attention_is_kept() -> None:
+    model, images = Pooled(depth=1).eval(), torch.randn(1, 3, 32, 32)
+    tokens = model.patch_embed["proj"](images).flatten(2).transpose(1, 2) + model.pos_embed[:, 1:]
+    left = last_attention(model, tokens)[0].mean(0).detach()
+    left[left < left.flatten().sort().values[int(256 * 0.9)]] = 0
+    rows = left + torch.eye(16)
+    expected = (rows / rows.sum(1, keepdim=True)).mean(0).view(1, 4, 4)
+    found = hp.explain(model, images, method="attention_rollout", discard_ratio=0.9, resolution="native")
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, "0.9", True, float("nan")])
+def test_a_share_that_cannot_be_discarded_is_an_error(ratio: object) -> None:
+    with pytest.raises(InputError, match="discard_ratio must be a number, from 0 to 1"):
+        hp.explain(TinyViT(depth=1).eval(), torch.rand(1, 3, 32, 32), method="attention_rollout", discard_ratio=ratio)
 
 
 def test_rows_are_normalised_on_request() -> None:

@@ -1,15 +1,24 @@
 """Maps from attention probabilities, alone or weighted by relevance. For vision transformers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from heatproof.checks import check_choice, check_number
 from heatproof.errors import InputError
 from heatproof.explainers.registry import explainer
 from heatproof.models import Classifier, Targets
 from heatproof.relevance import presets, run
 from heatproof.relevance.tokens import TokenLayout, attention_matrices, per_head, token_layout
+
+_FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda attention: attention.mean(1),
+    "max": lambda attention: attention.amax(1),
+    "min": lambda attention: attention.amin(1),
+}  # [B, heads, N, N] -> [B, N, N]
 
 
 @explainer(
@@ -20,33 +29,78 @@ from heatproof.relevance.tokens import TokenLayout, attention_matrices, per_head
     paper="chung2024evaluating",
     upsampling="nearest",
 )
-def attention(model: Classifier, images: Tensor, targets: Targets, *, layer: int = -1) -> Tensor:
+def attention(
+    model: Classifier,
+    images: Tensor,
+    targets: Targets,
+    *,
+    layer: int = -1,
+    head: int | None = None,
+    head_fusion: str = "mean",
+) -> Tensor:
     """Attention that the class token pays to each image token in one block, averaged over heads.
 
-    The same map for every target. `layer` counts blocks from 0, or from the end if negative.
+    `Ā = mean over heads of A_layer`; the map is the class token's row. It shows where the model looks in that block, not
+    what it makes of it nor for which class: the same map for every target. One forward pass.
+
+    Args:
+        model: any vision transformer.
+        images: `[B, C, H, W]`.
+        targets: `[B, T]`.
+        layer: the block, counted from 0, or from the end if negative.
+        head: one head in place of all, counted likewise.
+        head_fusion: of all heads the `mean`, or the `max` or `min` of each entry.
+
+    Returns:
+        Maps `[B, T, h, w]` on the token grid; models without a class token: the mean over the tokens they pool.
+
+    Raises:
+        InputError: the block or the head does not exist, or `head` comes with a fusion of heads.
+    """
+    if head is not None and head_fusion != "mean":
+        raise InputError(f"head={head!r} takes one head, and head_fusion={head_fusion!r} joins all: leave one out.")
+
+    def fuse(attention: Tensor) -> Tensor:
+        if head is None:
+            return _fusion(head_fusion)(attention)
+        return attention[:, _of_either_end("head", head, attention[0])]
+
+    matrices, layout = _fused_attention(model, images, fuse)
+    return _for_each_target(layout.map_of(matrices[_of_either_end("layer", layer, matrices)]), targets)
+
+
+@explainer("attention_rollout", family="attention", signed=False, needs={"attention"}, paper="abnar2020quantifying")
+def attention_rollout(
+    model: Classifier,
+    images: Tensor,
+    targets: Targets,
+    *,
+    start_layer: int = 0,
+    head_fusion: str = "mean",
+    discard_ratio: float = 0.0,
+) -> Tensor:
+    """Attention followed through the blocks: the product of `I + mean over heads`, rows normalised.
+
+    `Â_b = (I + Ā_b) / row sums`, the map is the class token's row of `Â_last ··· Â_start`. It shows from where values could
+    have come, with all heads and blocks alike, and the same for every target. One forward pass.
+
+    Args:
+        model: any vision transformer.
+        images: `[B, C, H, W]`.
+        targets: `[B, T]`.
+        start_layer: the first block that counts.
+        head_fusion: of all heads the `mean`, or the `max` or `min` of each entry.
+        discard_ratio: the share of each Ā_b that is set to 0, its lowest entries, from 0 to 1 (0.9 is in wide use with
+            fused heads). What the class token pays to itself is kept.
 
     Returns:
         Maps `[B, T, h, w]` on the token grid; models without a class token: the mean over the tokens they pool.
     """
-    matrices, layout = _mean_attention(model, images)
-    if not -len(matrices) <= layer < len(matrices):
-        raise InputError(f"layer must lie in {-len(matrices)}..{len(matrices) - 1} for this model, got {layer}.")
-    return _for_each_target(layout.map_of(matrices[layer]), targets)
-
-
-@explainer("attention_rollout", family="attention", signed=False, needs={"attention"}, paper="abnar2020quantifying")
-def attention_rollout(model: Classifier, images: Tensor, targets: Targets, *, start_layer: int = 0) -> Tensor:
-    """Attention followed through the blocks: the product of `I + mean over heads`, rows normalised.
-
-    The same map for every target. `start_layer` is the first block that counts.
-
-    Returns:
-        Maps `[B, T, h, w]` on the token grid.
-    """
-    matrices, layout = _mean_attention(model, images)
-    with_residual = [a + torch.eye(a.shape[-1], device=a.device, dtype=torch.float32) for a in matrices]
-    rows = [a / a.sum(-1, keepdim=True) for a in with_residual]
-    return _for_each_target(layout.map_of(_chain(rows, start_layer)), targets)
+    check_number("discard_ratio", discard_ratio, high=1.0)
+    matrices, layout = _fused_attention(model, images, _fusion(head_fusion))
+    kept = layout.pooled[layout.pooled < layout.prefix]
+    sums = [plus_identity(_without_lowest(a, discard_ratio, kept)) for a in matrices]
+    return _for_each_target(layout.map_of(chain([a / a.sum(-1, keepdim=True) for a in sums], start_layer)), targets)
 
 
 @explainer("transformer_lrp", family="attention", signed=False, needs={"attention"}, paper="chefer2021transformer")
@@ -88,7 +142,7 @@ def transformer_lrp(
         ]
         if normalize_rows:
             weighted = [a / a.sum(-1, keepdim=True) for a in weighted]
-        maps.append(layout.map_of(_chain(weighted, start_layer)))
+        maps.append(layout.map_of(chain(weighted, start_layer)))
     return torch.stack(maps, 1)
 
 
@@ -111,27 +165,62 @@ def generic_attention(model: Classifier, images: Tensor, targets: Targets, *, st
         weighted = [
             _mean_positive(per_head(g * a.detach(), len(images))) for g, a in zip(gradients, matrices, strict=True)
         ]
-        maps.append(layout.map_of(_chain(weighted, start_layer)))
+        maps.append(layout.map_of(chain(weighted, start_layer)))
     return torch.stack(maps, 1)
 
 
-def _mean_positive(weighted: Tensor) -> Tensor:
-    """`I + mean over heads of the positive part`, `[B, N, N]`."""
-    return weighted.clamp(min=0).mean(1) + torch.eye(weighted.shape[-1], device=weighted.device, dtype=torch.float32)
+def plus_identity(attention: Tensor) -> Tensor:
+    """`I + A` of `[B, N, N]`: what a block's residual adds."""
+    return attention + torch.eye(attention.shape[-1], device=attention.device, dtype=torch.float32)
 
 
-def _chain(matrices: Sequence[Tensor], start_layer: int) -> Tensor:
+def chain(matrices: Sequence[Tensor], start_layer: int) -> Tensor:
     """`C = A_last ··· A_start`."""
-    if not 0 <= start_layer < len(matrices):
-        raise InputError(f"start_layer must lie in 0..{len(matrices) - 1} for this model, got {start_layer}.")
-    product = matrices[start_layer]
-    for matrix in matrices[start_layer + 1 :]:
+    product, *following = matrices[check_start(start_layer, len(matrices)) :]
+    for matrix in following:
         product = matrix @ product
     return product
 
 
-def _mean_attention(model: Classifier, images: Tensor) -> tuple[list[Tensor], TokenLayout]:
-    """Attention of every block averaged over heads, `[B, N, N]` each, and the layout of the tokens.
+def check_start(start_layer: Any, blocks: int) -> int:
+    """`start_layer`, which must count one of the model's blocks from 0."""
+    return _position("start_layer", start_layer, 0, blocks - 1)
+
+
+def _of_either_end(name: str, value: Any, items: Sequence[Any] | Tensor) -> int:
+    """`value`, which must count one of the items from 0 or, if negative, from the end."""
+    return _position(name, value, -len(items), len(items) - 1)
+
+
+def _position(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise InputError(f"{name} must lie in {low}..{high} for this model, got {value!r}.")
+    return int(value)
+
+
+def _fusion(head_fusion: str) -> Callable[[Tensor], Tensor]:
+    check_choice("head_fusion", head_fusion, list(_FUSIONS))
+    return _FUSIONS[head_fusion]
+
+
+def _mean_positive(weighted: Tensor) -> Tensor:
+    """`I + mean over heads of the positive part`, `[B, N, N]`."""
+    return plus_identity(weighted.clamp(min=0).mean(1))
+
+
+def _without_lowest(attention: Tensor, ratio: float, kept: Tensor) -> Tensor:
+    """`[B, N, N]` with the lowest share of each matrix set to 0, but for what the tokens `kept` pay to themselves."""
+    flat = attention.flatten(1)
+    lowest = flat.topk(int(flat.shape[1] * ratio), largest=False).indices
+    left = flat.scatter(1, lowest, 0.0).view_as(attention)
+    left[:, kept, kept] = attention[:, kept, kept]
+    return left
+
+
+def _fused_attention(
+    model: Classifier, images: Tensor, fuse: Callable[[Tensor], Tensor]
+) -> tuple[list[Tensor], TokenLayout]:
+    """Attention of every block with its heads fused, `[B, N, N]` each, and the layout of the tokens.
 
     The layout needs a gradient, for which one image is enough: the others run without.
     """
@@ -145,7 +234,7 @@ def _mean_attention(model: Classifier, images: Tensor) -> tuple[list[Tensor], To
     blocks = zip(*(attention_matrices(passed) for passed in passes), strict=True)
     counts = [len(passed.images) for passed in passes]
     return [
-        torch.cat([per_head(a.detach(), n).mean(1) for a, n in zip(block, counts, strict=True)]) for block in blocks
+        torch.cat([fuse(per_head(a.detach(), n)) for a, n in zip(block, counts, strict=True)]) for block in blocks
     ], layout
 
 

@@ -14,18 +14,23 @@ class Capture:
 
     An attention is a softmax over its last axis whose value, or what dropout, a mask or a mixing of heads made of it, is
     multiplied with the values. `attention`: the probabilities of each self-attention in order, `[B, heads, N, N]` or
-    `[B * heads, N, N]`; `norms`: the last layer norm's output `[B, N, D]` before each of them; `pooling`: those of
-    attentions whose queries are not the tokens themselves, `[B, heads, Q, N]`; `grids`: (height, width) of what each
-    convolution gave; `feature_map`: the last `[B, C, h, w]` with h * w > 1.
+    `[B * heads, N, N]`; `norms`: the last layer norm's output `[B, N, D]` before each of them; `streams`: that
+    norm's input with the version it had; `pooling`: those of attentions whose queries are not the tokens themselves,
+    `[B, heads, Q, N]`; `grids`: (height, width) of what each
+    convolution gave; `feature_map`: the last `[B, C, h, w]` or `[B, h, w, C]` with h * w > 1; `tokens`: the last layer
+    norm's output `[B, N, D]` after it.
     """
 
     def __init__(self, images: Size) -> None:
         self.attention: list[Tensor] = []
         self.norms: list[Tensor | None] = []
+        self.streams: list[tuple[Tensor, int] | None] = []
         self.pooling: list[Tensor] = []
         self.grids: list[tuple[int, int]] = []
+        self.tokens: Tensor | None = None
         self.feature_map: Tensor | None = None
         self._batch = images[0]
+        self._stream: tuple[Tensor, int] | None = None  # of the last layer norm
         self._softmax: Tensor | None = None  # one whose product with the values has not come yet
         self._made_of_it: list[Tensor] = []
         self._norm: Tensor | None = None
@@ -40,7 +45,8 @@ class Capture:
         elif self._softmax is not None:
             self._follow(self._softmax, name, args, result)
         if name in _NORMS and result.ndim == 3 and len(result) == self._batch:
-            self._norm = result
+            self._norm = self.tokens = result
+            self._stream = next(((tensor, tensor._version) for tensor in _tensors(args)), None)
         elif name == "conv" and result.ndim == 4 and len(result) == self._batch:
             self.grids.append((result.shape[-2], result.shape[-1]))
         if result.ndim == 4 and result.is_floating_point() and len(result) == self._batch:
@@ -55,6 +61,7 @@ class Capture:
             if softmax.shape[-1] == softmax.shape[-2]:
                 self.attention.append(softmax)
                 self.norms.append(self._norm)
+                self.streams.append(self._stream)
             else:
                 self.pooling.append(softmax)
             self._softmax, self._made_of_it = None, []
@@ -62,8 +69,10 @@ class Capture:
             self._made_of_it.append(result)
 
     def _see_map(self, name: str, result: Tensor) -> None:
-        if result.shape[2] * result.shape[3] > 1 and name not in ("softmax", "matmul"):
-            self.feature_map = result
+        _, first, second, third = result.shape
+        several_cells = second * third > 1 and first * second > 1  # whether channels come first or last
+        if several_cells and name not in ("softmax", "matmul"):
+            self.feature_map, self.tokens = result, None
 
 
 def _over_last_axis(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -75,15 +75,42 @@ def whole_attention(passed: ForwardPass) -> list[Tensor]:
     Raises:
         UnsupportedModelError: there is none, or not over the whole image.
     """
-    captured, batch = self_attention(passed), len(passed.images)
-    sizes = {(a.ndim, a.shape[0], a.shape[-1]) for a in captured}
-    whole = all((ndim, count) == (4, batch) or (ndim == 3 and count % batch == 0) for ndim, count, _ in sizes)
-    if not whole or len({tokens for *_, tokens in sizes}) > 1:
+    captured = self_attention(passed)
+    if not attends_to_whole_image(passed):
         raise UnsupportedModelError(
             "This method needs attention over the whole image in every block, and this model attends within windows or "
             f"over several scales. {_INSTEAD}"
         )
     return captured
+
+
+def attends_to_whole_image(passed: ForwardPass) -> bool:
+    """Whether every self-attention is over all tokens of the image, not within windows or at several scales."""
+    batch = len(passed.images)
+    sizes = {(a.ndim, a.shape[0], a.shape[-1]) for a in passed.capture.attention}
+    whole = all((ndim, count) == (4, batch) or (ndim == 3 and count % batch == 0) for ndim, count, _ in sizes)
+    return whole and len({tokens for *_, tokens in sizes}) <= 1
+
+
+def block_inputs(passed: ForwardPass) -> list[Tensor]:
+    """The tokens `[B, N, D]` that come into each block, before its first layer norm, as they stand in the pass's graph.
+
+    Raises:
+        UnsupportedModelError: a block does not begin with a norm of its own, or its input is written over in place.
+    """
+    streams = passed.capture.streams
+    found = [stream for stream in streams if stream is not None]
+    if any(tokens._version != version for tokens, version in found):
+        raise UnsupportedModelError(
+            "The model writes in place over the tokens that come into a block (x += branch); this method needs them as they "
+            f"were. Write x = x + branch. {_INSTEAD}"
+        )
+    if len({id(tokens) for tokens, _ in found}) < len(streams):
+        raise UnsupportedModelError(
+            "This method needs the tokens before the layer norm that begins each block, and in this model attention comes "
+            f"without one of its own. {_INSTEAD}"
+        )
+    return [tokens for tokens, _ in found]
 
 
 def per_head(attention: Tensor, batch: int) -> Tensor:
