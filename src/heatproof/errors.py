@@ -32,6 +32,10 @@ class RelevanceGapWarning(UserWarning):
     """Relevance went through operations without a rule, as `strict=False` allows: their ordinary gradient was used."""
 
 
+class EmptyMapWarning(UserWarning):
+    """Maps are zero everywhere: nothing among the features speaks for the target, and what speaks against it is cut off."""
+
+
 def near_names(name: str, allowed: Iterable[str]) -> str:
     """The tail of an unknown-name message: the names most like `name`, then all of them.
 

@@ -49,11 +49,11 @@ def _warn(gaps: Iterable[str]) -> None:
         warnings.warn(
             f"Relevance is not conserved: the ordinary gradient stood in for rules that are missing.\n{listed}",
             RelevanceGapWarning,
-            stacklevel=_levels_to_caller(),
+            stacklevel=levels_to_caller(),
         )
 
 
-def _levels_to_caller() -> int:
+def levels_to_caller() -> int:
     """How far up the first caller outside this package is, as `warnings.warn` in the calling function counts."""
     frame, levels = sys._getframe(1), 1
     inside = (__name__.partition(".")[0], "contextlib")
