@@ -1,5 +1,6 @@
 """Front door `explain`: images in, maps out."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -9,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heatproof.checks import check_choice
-from heatproof.errors import InputError
+from heatproof.errors import EmptyMapWarning, InputError
 from heatproof.explainers import EXPLAINERS, Explainer
 from heatproof.models import Classifier, Targets, as_classifier
 from heatproof.probing import MicroBatch, Precision, bind
 from heatproof.probing.precision import check_precision
 from heatproof.probing.progress import bar
 from heatproof.probing.randomness import SampleRandom, content_keys
-from heatproof.relevance.gaps import one_warning
+from heatproof.relevance.gaps import levels_to_caller, one_warning
 from heatproof.tracing import apart, first_not_finite
 
 Resolution = Literal["input", "native"]
@@ -28,7 +29,7 @@ def methods() -> Mapping[str, Explainer]:
     """Every explainer by name, with its metadata: family, sign, needs, options and source.
 
     >>> methods()["gradcam"].options
-    {'layer': None}
+    {'layer': None, 'eigen_smooth': False, 'aug_smooth': False}
     """
     return EXPLAINERS
 
@@ -69,7 +70,8 @@ def explain(
 
     Returns:
         Raw maps, float32 `[B, H, W]` (`[B, T, H, W]` where targets are `[B, T]`) on the images' device; signed where the
-        method is, never rescaled. NaN where a map is undefined; zeros for a class whose logit no pixel can change.
+        method is, never rescaled. NaN where a map is undefined; zeros for a class whose logit no pixel can change, and for
+        class activation maps (with an `EmptyMapWarning`) where no feature speaks for the target.
 
     Raises:
         InputError: an argument is not what it must be, or the model's values are not finite.
@@ -134,12 +136,9 @@ def explain_native(
         True
     """
     classifier = as_classifier(model)
-    entry = EXPLAINERS[method]
-    entry.check_options(options)
+    entry = _checked_entry(method, options, precision)
     check_images(images)
     check_precision(precision, images.device)
-    if precision == "bf16" and entry.family == "relevance":
-        raise InputError(f"{method} needs precision='fp32': relevance is a sum of differences that bf16 rounds away.")
     random = SampleRandom(seed, check_keys(keys, images))
     size = check_batch_size(batch_size) or _IMAGES_AT_ONCE
     micro = MicroBatch(check_batch_size(batch_size))  # what it learns of the model serves all images
@@ -150,11 +149,19 @@ def explain_native(
         images = outside_inference(images)
         wanted = resolve_targets(classifier, images, targets, against)
 
-        def maps_of(rows: Tensor) -> Tensor:
-            start, stop = int(rows[0]), int(rows[-1]) + 1
-            part, chosen = images[start:stop], wanted.rows(start, stop)
-            streams = random.take(range(start, stop))
-            injected: dict[str, Any] = {"strict": strict, "batch_size": size, "random": streams}
+        def maps_by(
+            entry: Explainer, part: Tensor, chosen: Targets, options: Mapping[str, Any], streams: SampleRandom
+        ) -> Tensor:
+            def by_another(
+                images: Tensor,
+                targets: Targets,
+                method: str,
+                options: Mapping[str, Any],
+                random: SampleRandom = streams,
+            ) -> Tensor:
+                return maps_by(_checked_entry(method, options, precision), images, targets, options, random)
+
+            injected: dict[str, Any] = {"strict": strict, "batch_size": size, "random": streams, "explain": by_another}
             if "probe" in entry.injected:
                 injected["probe"] = bind(
                     classifier,
@@ -165,13 +172,44 @@ def explain_native(
                     precision=precision,
                 )
             given = {name: injected[name] for name in entry.injected}
+            maps: Tensor = entry.function(classifier, part.detach(), chosen, **given, **options)
+            return maps.detach()
+
+        def maps_of(rows: Tensor) -> Tensor:
+            start, stop = int(rows[0]), int(rows[-1]) + 1
+            part = images[start:stop]
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                maps: Tensor = entry.function(classifier, part.detach(), chosen, **given, **options)
+                maps = maps_by(entry, part, wanted.rows(start, stop), options, random.take(range(start, stop)))
                 check_finite(classifier, part, maps)
             done(stop)
-            return maps.detach().float()
+            return maps.float()
 
-        return MicroBatch(size).run(maps_of, torch.arange(len(images)))
+        found = MicroBatch(size).run(maps_of, torch.arange(len(images)))
+    if entry.family in ("cam", "attention") and not entry.signed:
+        _warn_of_empty(method, found)
+    return found
+
+
+def _warn_of_empty(method: str, maps: Tensor) -> None:
+    """One `EmptyMapWarning` where some of `maps` `[B, T, h, w]`, made of positive parts, are zero everywhere."""
+    empty = (maps == 0).flatten(2).all(2)
+    if empty.any():
+        warnings.warn(
+            f"{int(empty.sum())} of {empty.numel()} maps by {method} are zero everywhere: nothing among the features speaks "
+            "for the target, and what speaks against it is cut off. Such a map says nothing of where. Explain another "
+            "target, name another layer=..., or use a signed method: lrp_epsilon.",
+            EmptyMapWarning,
+            stacklevel=levels_to_caller(),
+        )
+
+
+def _checked_entry(method: str, options: Mapping[str, Any], precision: Precision) -> Explainer:
+    """The explainer `method`, which knows these options and can work at this precision."""
+    entry = EXPLAINERS[method]
+    entry.check_options(options)
+    if precision == "bf16" and entry.family == "relevance":
+        raise InputError(f"{method} needs precision='fp32': relevance is a sum of differences that bf16 rounds away.")
+    return entry
 
 
 def to_input_resolution(maps: Tensor, size: Sequence[int], entry: Explainer) -> Tensor:

@@ -20,16 +20,28 @@ QUICK: dict[str, dict[str, Any]] = {
     "rise": {"samples": 12, "cells": 2},
     "occlusion": {"window": 4},
     "integrated_gradients": {"steps": 3},
+    **{key: {"steps": 2} for key in ("transition_attention", "bidirectional_transformer")},
+    "blur_integrated_gradients": {"steps": 3},
+    **{
+        key: {"samples": 3}
+        for key in ("expected_gradients", "gradient_shap", "smoothgrad", "smoothgrad_squared", "vargrad")
+    },
 }
 COUNTED = ("samples", "segments", "features", "window", "stride", "cells", "steps")
 NO_MORE_THAN_PIXELS = ("segments", "window", "stride", "cells")
 CHOICES = ("output", "segmentation", "start", "first", "head_fusion", "bias")
 
 
+def tiny(method: str, classes: int = 5) -> nn.Module:
+    """A network that the method can explain."""
+    if METHODS[method].needs & {"relu", "pointwise"}:
+        return TinyCNN(classes).eval()
+    return TinyViT(image=8, patch=2, depth=1, classes=classes).eval()
+
+
 def explain(method: str, images: Tensor | None = None, model: Any = None, **options: Any) -> Tensor:
     images = torch.rand(5, 3, 8, 8) if images is None else images
-    if model is None:
-        model = TinyViT(image=8, patch=2, depth=1, classes=3).eval()
+    model = tiny(method, classes=3) if model is None else model
     if not isinstance(model, hp.Classifier):
         model = hp.Classifier(model, mean=[0.5] * 3, std=[0.25] * 3)
     return hp.explain(model, images, method=method, **{**QUICK.get(method, {}), **options})
@@ -69,7 +81,7 @@ def test_a_baseline_that_is_none_is_refused(method: str, option: str, baseline: 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_model_of_unknown_normalisation_cannot_give_is_refused_and_the_rest_is_not(method: str) -> None:
-    model, options = hp.Classifier(TinyViT(image=8, patch=2, depth=1).eval()), METHODS[method].options
+    model, options = hp.Classifier(tiny(method)), METHODS[method].options
     if options.get("baseline") == "black" or options.get("first") == "z_box" or method == "deep_taylor":
         with pytest.raises(InputError, match=r"normalisation .*(baseline=0.0|low=)"):
             explain(method, model=model)
@@ -89,7 +101,8 @@ def test_bf16_without_the_hardware_is_refused(method: str, monkeypatch: pytest.M
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("most", [1, 3])
 def test_out_of_memory_halves_and_goes_on(method: str, most: int) -> None:
-    net, images, keys = TinyViT(image=8, patch=2, depth=1).eval(), torch.rand(5, 3, 8, 8), list("abcde")
+    net, images, keys = tiny(method), torch.rand(5, 3, 8, 8), list("abcde")
+    most = max(most, 2) if method == "deep_lift" else most  # an image and its baseline
     small, large = Small(net, most).eval(), Small(net, 10**6).eval()
     found, expected = (explain(method, images, model, keys=keys) for model in (small, large))
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)

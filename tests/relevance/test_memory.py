@@ -85,6 +85,14 @@ def test_the_last_way_back_frees_what_it_is_done_with(preset: Preset) -> None:
 FAMILIES = ("relevance", "attention", "gradient", "cam")
 OPTIONS: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"steps": 4, "baseline": 0.0},
+    "deep_lift": {"baseline": 0.0},
+    **{
+        key: {"samples": 4}
+        for key in ("expected_gradients", "gradient_shap", "smoothgrad", "smoothgrad_squared", "vargrad")
+    },
+    "blur_integrated_gradients": {"steps": 4},
+    "transition_attention": {"steps": 4},
+    "bidirectional_transformer": {"steps": 4},
     "deep_taylor": {"low": -3.0, "high": 3.0},
     "lrp_composite": {"low": -3.0, "high": 3.0},
 }

@@ -92,6 +92,14 @@ def test_passes_of_perturbation_methods_are_exact(metrics: list[Any], tmp_path: 
     assert counted - 6 <= predicted <= counted  # the front doors' own checks are not predicted
 
 
+def test_passes_of_gradient_methods_count_the_way_back_and_those_of_smoothed_ones_their_base() -> None:
+    found = methods()
+    assert map_passes(found["saliency"], {}) == 3
+    assert map_passes(found["expected_gradients"], {"samples": 7}) == 21
+    assert map_passes(found["smoothgrad"], {"samples": 4}) == 12
+    assert map_passes(found["vargrad"], {"samples": 4, "base": "integrated_gradients", "options": {"steps": 5}}) == 60
+
+
 def test_a_model_is_trained_predicted_and_explained() -> None:
     plan = ModelPlan(
         training=600, prediction=50, explaining={"a": 10, "b": 7}, comparing={"a": 2, "b": 0}, cases=4, seconds=0.5

@@ -11,9 +11,27 @@ from heatproof.relevance import presets
 from support.nets import TinyViT
 
 FAMILIES = ("relevance", "attention", "gradient", "cam")  # those that see the model's operations
-METHODS = [name for name, entry in hp.methods().items() if entry.family in FAMILIES]
+METHODS = [  # that serve transformers, too
+    name for name, entry in hp.methods().items() if entry.family in FAMILIES and not entry.needs & {"relu", "pointwise"}
+]
+GOING_BACK = [name for name in METHODS if name not in ("eigencam", "scorecam")]  # others only look at feature maps
 SOME = ["lrp_zplus", "attn_lrp", "transformer_lrp", "generic_attention", "gradcam", "integrated_gradients"]
-OPTIONS: dict[str, dict[str, Any]] = {"integrated_gradients": {"steps": 2}, "lrp": {"preset": presets.lrp_z()}}
+QUICK: dict[str, dict[str, Any]] = {
+    **{
+        key: {"steps": 2}
+        for key in (
+            "integrated_gradients",
+            "blur_integrated_gradients",
+            "transition_attention",
+            "bidirectional_transformer",
+        )
+    },
+    **{
+        key: {"samples": 2}
+        for key in ("expected_gradients", "gradient_shap", "smoothgrad", "smoothgrad_squared", "vargrad")
+    },
+}
+OPTIONS: dict[str, dict[str, Any]] = {**QUICK, "lrp": {"preset": presets.lrp_z()}}
 
 
 class Whole(nn.Module):

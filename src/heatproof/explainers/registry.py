@@ -6,18 +6,36 @@ by keyword, which the front door fills in:
 
 * `random`: a `SampleRandom`, one stream of random numbers a sample;
 * `probe`: `probe(masks, baseline=..., output=...) -> [B, K, T]`, the model on masked versions of the images;
+* `explain`: an `Explain`, the maps of other images by another explainer;
 * `batch_size`: how many images may go through the model at a time and back;
 * `strict`: whether an operation without a relevance rule is an error.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+from torch import Tensor
+
+from heatproof.models import Targets
+from heatproof.probing import SampleRandom
 from heatproof.registry import Entry, Registry, entry_fields
 
-INJECTED = frozenset({"random", "probe", "batch_size", "strict"})
+INJECTED = frozenset({"random", "probe", "explain", "batch_size", "strict"})
 Upsampling = Literal["bilinear", "nearest"]
+
+
+class Explain(Protocol):
+    """`(images, targets, method, options, random) -> maps` `[B, T, h, w]` of the same model, on the method's own grid.
+
+    `random` are the streams of these images, by default those of the images to be explained.
+    """
+
+    def __call__(
+        self, images: Tensor, targets: Targets, method: str, options: Mapping[str, Any], random: SampleRandom = ...
+    ) -> Tensor:
+        """The maps."""
+        ...
 
 
 @dataclass(frozen=True)

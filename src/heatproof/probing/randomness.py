@@ -42,6 +42,17 @@ class SampleRandom:
         """The streams of the samples at `rows`."""
         return SampleRandom(self.seed, [self.keys[row] for row in rows])
 
+    def draws(self, rows: Sequence[int], numbers: Sequence[int]) -> "SampleRandom":
+        """Streams of their own for several draws of a sample: the n-th draw of the sample at row, for each pair.
+
+        >>> random = SampleRandom(0, ["a", "b"])
+        >>> many, one = random.draws([1, 1], [0, 1]), random.draws([1], [1])
+        >>> torch.equal(many.uniform(3, purpose="noise")[1], one.uniform(3, purpose="noise")[0])
+        True
+        """
+        pairs = zip(rows, numbers, strict=True)
+        return SampleRandom(self.seed, [f"{self.keys[row]}\x1f{number}" for row, number in pairs])
+
     def generator(self, row: int, purpose: str) -> torch.Generator:
         """A fresh generator for the sample at `row`; the same `purpose` always starts at the same state."""
         text = f"{self.seed}\x1f{self.keys[row]}\x1f{purpose}".encode()

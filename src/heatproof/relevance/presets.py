@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from heatproof.errors import InputError
-from heatproof.relevance import elementwise, layers, norms, rules
+from heatproof.relevance import elementwise, layers, norms, rescale, rules
 from heatproof.relevance.linear import AlphaBeta, AnyRule, Epsilon, FirstRule, Gamma, LinearRule, ZBox, Zero, z_plus
 from heatproof.relevance.mode import Preset, Rule, Start, unsupported
 
@@ -48,6 +48,36 @@ _COMMON: dict[str, Rule] = {
 
 NOTHING = Preset("gradient")
 """No rule at all: the ordinary gradient of everything."""
+
+
+GUIDED_BACKPROP = Preset("guided_backprop", {"relu": rules.guided})
+"""Guided backpropagation [springenberg2015striving], for the gradient phase: all but ReLU has its ordinary gradient."""
+
+DECONVNET = Preset("deconvnet", {"relu": rules.deconvolved})
+"""Deconvnet [zeiler2014visualizing], likewise; max pooling sends back to its winners, as with the authors' switches."""
+
+_CURVES = (
+    *rules.ACTIVATIONS_AT_ZERO, "relu", "leaky_relu", "relu6", "hardtanh", "clamp", "threshold", "abs", "sigmoid",
+    "hardsigmoid", "softplus", "logsigmoid", "exp", "log", "sqrt", "rsqrt", "square",
+)  # fmt: skip
+_CHOICES = (
+    "max", "min", "maximum", "minimum", "fmax", "fmin", "amax", "amin", "aminmax", "topk", "sort", "median", "kthvalue",
+    "where", "prelu", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+)  # fmt: skip
+
+DEEP_LIFT = Preset(
+    "deep_lift",
+    {
+        **dict.fromkeys(_CURVES, rescale.rescale),
+        **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), rescale.max_pool),
+        **dict.fromkeys((*_WEIGHTED, "mul"), rescale.linear),
+        **dict.fromkeys(_CHOICES, unsupported),
+        **dict.fromkeys(_RESAMPLING, rules.resampling(None)),
+        "div": rescale.quotient,
+        "batch_norm": rules.fixed_batch_norm,
+    },
+)
+"""DeepLIFT by the Rescale rule [shrikumar2017learning], for a batch of images and, after them, a baseline for each."""
 
 
 def lrp_z(start: Start = "logit") -> Preset:

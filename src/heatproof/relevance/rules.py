@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from heatproof.errors import UnsupportedOperationError
-from heatproof.relevance import layers, norms
+from heatproof.relevance import layers, norms, routing
 from heatproof.relevance.layers import Layer
 from heatproof.relevance.linear import AnyRule, FirstRule, LinearRule, Zero, is_pointwise, safe_divide
 from heatproof.relevance.mode import Call, Preset, Rule
@@ -264,6 +264,25 @@ class Merged:
 def resolved(back: LinearRule, layer: Layer) -> tuple[AnyRule, Layer]:
     """The rule behind `back` for this layer, and the layer that it is applied to."""
     return back.choose(layer) if isinstance(back, ByPlace | Merged) else (back, layer)
+
+
+def guided(call: Call) -> Tensor:
+    """A ReLU that was active passes the positive part of the gradient [springenberg2015striving]."""
+    return _instead_of_gradient(call, lambda c, value: c.clamp(min=0) * (value > 0))
+
+
+def deconvolved(call: Call) -> Tensor:
+    """A ReLU passes the positive part of what comes back, active or not [zeiler2014visualizing]."""
+    return _instead_of_gradient(call, lambda c, _: c.clamp(min=0))
+
+
+def _instead_of_gradient(call: Call, backward: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The operation's value; `backward(c, value)` goes back to its input on either way back."""
+    with torch.no_grad():
+        value = call.run()
+    kept = call.keep(value)
+    back = lambda c: [backward(c, kept)]  # noqa: E731
+    return routing.route(value, call.args[:1], back, call.mode.phase, gradient=back)
 
 
 def split_evenly(call: Call) -> Any:

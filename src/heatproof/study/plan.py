@@ -96,12 +96,14 @@ def score_passes(specs: Sequence[MetricSpec], one_map: int, pixels: int, *, laye
 
 def map_passes(entry: Entry, options: Mapping[str, Any]) -> int:
     """Forward passes for the map of one image."""
-    given = {**entry.options, **options}
+    given, family = {**entry.options, **options}, str(getattr(entry, "family", ""))
+    if "base" in given:  # the maps of another method
+        return int(given["samples"]) * map_passes(methods()[given["base"]], given["options"] or {})
     if given.get("samples"):
-        return int(given["samples"])
+        return int(given["samples"]) * (_TRAINING_PASSES if family == "gradient" else 1)
     if given.get("steps"):
         return _TRAINING_PASSES * int(given["steps"])
-    return _MAP_PASSES.get(str(getattr(entry, "family", "")), _TRAINING_PASSES)
+    return _MAP_PASSES.get(family, _TRAINING_PASSES)
 
 
 def _score_passes(entry: Metric, options: Mapping[str, Any], one_map: int, pixels: int, layers: int) -> dict[Any, int]:
