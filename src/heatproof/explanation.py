@@ -136,9 +136,9 @@ def explain_native(
         True
     """
     classifier = as_classifier(model)
-    entry = _checked_entry(method, options, precision)
     check_images(images)
     check_precision(precision, images.device)
+    entry = _checked_entry(method, options, precision)
     random = SampleRandom(seed, check_keys(keys, images))
     size = check_batch_size(batch_size) or _IMAGES_AT_ONCE
     micro = MicroBatch(check_batch_size(batch_size))  # what it learns of the model serves all images
@@ -185,7 +185,7 @@ def explain_native(
             return maps.float()
 
         found = MicroBatch(size).run(maps_of, torch.arange(len(images)))
-    if entry.family in ("cam", "attention") and not entry.signed:
+    if entry.family == "cam" or (entry.family == "attention" and not entry.signed):
         _warn_of_empty(method, found)
     return found
 

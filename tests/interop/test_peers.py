@@ -81,7 +81,7 @@ def test_the_classifier_says_what_the_module_does_not(images):
     assert not np.array_equal(hp.explain(softmax, images, TARGETS, **lime).numpy(), expected)
     two = hp.Classifier(other, classes=["a", "b"])
     with pytest.raises(InputError, match="3 outputs and 2 classes"):
-        quantus_explain_func(net, images.numpy(), TARGETS, method="gradcam", classifier=two)
+        quantus_explain_func(net, images.numpy(), [0] * len(images), method="gradcam", classifier=two)
 
 
 def test_nothing_is_left_behind(images):
