@@ -191,6 +191,34 @@ def test_few_patients_prove_nothing(tmp_path: Path) -> None:
     assert parts == {"open": ("gradcam", "lrp_z", "attention")}
 
 
+MANY = ["gradcam", "lrp_z", "attention", "saliency", "lime", "control_random", "control_center", "control_edges",
+        "control_input"]  # fmt: skip
+
+
+def test_many_with_one_verdict_are_counted_and_not_listed(tmp_path: Path) -> None:
+    levels = dict.fromkeys(MANY, 0.5)
+    folder = Crafted(tmp_path / "run", models=["vit"], methods=MANY, metrics=["faithfulness_estimate"], levels=levels,
+                     cases=12)  # fmt: skip
+    crafted = Run(folder.write())
+    parts = tables.score_table(crafted), tables.comparisons(crafted), tables.pair_table(crafted)
+    [finding] = summary.findings(crafted, *parts)
+    assert (
+        "; that it is better than any of the other 4 is not shown. That it is better than any control"
+        in finding.sentence
+    )
+    assert finding.listed_parts == {"open": "all 5 explainers"}
+
+
+def test_many_of_which_some_are_shown_to_be_worse() -> None:
+    rest = ["lrp_z", "attention", "saliency", "lime", "occlusion"]
+    assert summary._against_others(rest, rest[1:]) == ("; it is better than lrp_z, which is not shown of the other 4")
+    assert summary._against_others(rest, rest[2:]) == (
+        "; that it is better than saliency, lime and occlusion is not shown"
+    )
+    found = summary.Finding("vit", "iou", {"better": ("a", "b", "c", "d"), "worse": (), "open": ("e",)}, "")
+    assert found.listed_parts == {"better": "a, b, c, d", "open": "e"}
+
+
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
@@ -232,6 +260,16 @@ def test_caveats_count_what_is_not_there(run: Run, run_path: Path) -> None:
     assert "30 explained images of 20 patients" in text
     assert f"{len(run.reductions())} options are not at the default" in text
     assert "not finished" not in text
+
+
+def test_scores_that_depend_on_each_other_are_said_to(run: Run, tmp_path: Path) -> None:
+    def caveats(run: Run) -> str:
+        return " ".join(summary.caveats(run, tables.score_table(run), run.reductions()))
+
+    metrics = ["sufficiency", "sparseness", {"metric": "consistency", "as": "same_labels"}]
+    of_cohorts = Run(RunFolder(tmp_path / "run", models=["vit"], metrics=metrics).write())
+    assert "sufficiency and same_labels compare the samples with each other, so that intervals" in caveats(of_cohorts)
+    assert "approximate" not in caveats(run)
 
 
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from heatproof.report.tables import (
     FEWEST_PATIENTS,
     LEVEL,
     accuracy,
+    compares_samples,
     higher_is_better,
     is_compared,
     is_control,
@@ -28,10 +29,11 @@ from heatproof.statistics import patient_bootstrap
 from heatproof.study.store import Run
 
 FEW_PATIENTS = 30  # below this, the interval's coverage itself is uncertain
+FEW_NAMES = 3  # more are counted where all share a verdict
 PARTS = {
     "better": "better than every control",
     "worse": "worse than a control",
-    "open": "no difference shown",
+    "open": "no clear difference from the controls",
     "none": "no defined score",
 }
 
@@ -44,6 +46,15 @@ class Finding:
     metric: str
     parts: Mapping[str, tuple[str, ...]]
     sentence: str
+
+    @property
+    def listed_parts(self) -> dict[str, str]:
+        """The explainers of each part that has any; where one part has them all, their number."""
+        parts = {part: names for part, names in self.parts.items() if names}
+        if len(parts) == 1:
+            [(part, names)] = parts.items()
+            return {part: ", ".join(names) if len(names) <= FEW_NAMES else f"all {len(names)} explainers"}
+        return {part: ", ".join(names) for part, names in parts.items()}
 
 
 def model_sentences(run: Run) -> list[str]:
@@ -142,8 +153,19 @@ def _sentence(scores: pd.DataFrame, against: pd.DataFrame, pairs: pd.DataFrame, 
     unclear = [other for other in rest if not is_better(pairs, name, other, higher=higher)]
     text = f"Of the explainers {name} has the best mean ({numbers})"
     if rest:
-        text += f"; that it is better than {listed(unclear)} is not shown" if unclear else ", better than every other"
+        text += _against_others(rest, unclear)
     return f"{text}. {_against_controls(name, against)}".strip()
+
+
+def _against_others(rest: list[str], unclear: list[str]) -> str:
+    if not unclear:
+        return ", better than every other"
+    if len(unclear) <= FEW_NAMES:
+        return f"; that it is better than {listed(unclear)} is not shown"
+    if len(unclear) == len(rest):
+        return f"; that it is better than any of the other {len(rest)} is not shown"
+    shown = [other for other in rest if other not in unclear]
+    return f"; it is better than {listed(shown)}, which is not shown of the other {len(unclear)}"
 
 
 def is_better(pairs: pd.DataFrame, method: str, other: str, *, higher: bool) -> bool:
@@ -175,7 +197,8 @@ def _against_controls(best: str, against: pd.DataFrame) -> str:
     if worse:
         return f"It is worse than {listed(worse)}."
     if unclear:
-        return f"That it is better than {listed(unclear)} is not shown."
+        every = len(unclear) == len(verdicts) > FEW_NAMES
+        return f"That it is better than {'any control' if every else listed(unclear)} is not shown."
     return f"It is better than {listed(verdicts)}."
 
 
@@ -223,6 +246,11 @@ def _caveats(run: Run, scores: pd.DataFrame, reductions: pd.DataFrame) -> Iterat
         yield (
             f"{counted(len(explained), 'explained image')} of {counted(patients, 'patient')}: intervals from fewer than "
             f"{FEW_PATIENTS} patients are themselves uncertain, and too narrow where scores are very skewed."
+        )
+    if together := [metric for metric in run.metrics if compares_samples(run, metric)]:
+        yield (
+            f"{listed(together)} {'compares' if len(together) == 1 else 'compare'} the samples with each other, so that "
+            "intervals over patients are only approximate there."
         )
     yield from run.data["notes"]
     yield from _gaps(scores, "see the failures" if run.complete else "not yet, or see the failures")

@@ -62,6 +62,13 @@ def is_compared(run: Run, metric: str) -> bool:
     return metrics()[run.recipe.metric(metric).name].category in COMPARED
 
 
+def compares_samples(run: Run, metric: str) -> bool:
+    """Whether the metric's score of one sample depends on the other samples."""
+    from heatproof.scoring import metrics
+
+    return "cohort" in metrics()[run.recipe.metric(metric).name].needs
+
+
 def scores_of(run: Run) -> pd.DataFrame:
     """`Run.scores` with a column `chance`, NaN where the metric has no chance level or the run has not kept it."""
     scores = run.scores
