@@ -46,6 +46,20 @@ def test_a_method_that_needs_gradients_stays_in_fp32_where_the_passes_over_chang
         assert torch.equal(exact, rounded) == same
 
 
+def test_a_baseline_of_each_image_s_own_goes_with_its_image(clf):
+    images, maps = torch.randn(11, 1, 16, 16), torch.randn(11, 2, 16, 16)  # more than are scored at once
+    own, targets = torch.randn(11, 1, 16, 16), torch.tensor([[0, 2]] * 11)
+    for metric in ("deletion", "infidelity", "completeness"):
+        given = {"metric": metric, "keys": [f"id{row}" for row in range(11)], "batch_size": 4, "targets": targets}
+        together = hp.score(clf, images, maps, **{**given, "baseline": own})
+        for row in (0, 9):
+            one = {**given, "keys": [f"id{row}"], "targets": targets[row : row + 1]}
+            alone = hp.score(clf, images[row : row + 1], maps[row : row + 1], **{**one, "baseline": own[row]})
+            torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="must broadcast"):
+        hp.score(clf, images, maps, metric="deletion", targets=targets, baseline=own[:10])
+
+
 def test_targets_default_to_the_prediction(clf, images, maps):
     given = {"metric": "faithfulness_estimate", "batch_size": 8}
     found = hp.score(clf, images, maps, **given)

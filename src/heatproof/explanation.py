@@ -13,7 +13,7 @@ from heatproof.checks import check_choice
 from heatproof.errors import EmptyMapWarning, InputError
 from heatproof.explainers import EXPLAINERS, Explainer
 from heatproof.models import Classifier, Targets, as_classifier
-from heatproof.probing import MicroBatch, Precision, bind
+from heatproof.probing import MicroBatch, Precision, bind, options_of_rows
 from heatproof.probing.precision import check_precision
 from heatproof.probing.progress import bar
 from heatproof.probing.randomness import SampleRandom, content_keys
@@ -179,7 +179,8 @@ def explain_native(
             start, stop = int(rows[0]), int(rows[-1]) + 1
             part = images[start:stop]
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                maps = maps_by(entry, part, wanted.rows(start, stop), options, random.take(range(start, stop)))
+                given = options_of_rows(options, len(images), slice(start, stop))
+                maps = maps_by(entry, part, wanted.rows(start, stop), given, random.take(range(start, stop)))
                 check_finite(classifier, part, maps)
             done(stop)
             return maps.float()

@@ -14,7 +14,7 @@ from heatproof.errors import InputError
 from heatproof.explainers import EXPLAINERS
 from heatproof.metrics import METRICS, Case, Curve, Metric
 from heatproof.models import Classifier, as_classifier
-from heatproof.probing import MicroBatch, Precision, SampleRandom, bind
+from heatproof.probing import MicroBatch, Precision, SampleRandom, bind, options_of_rows
 from heatproof.probing.progress import Meter, bar
 
 Explain: TypeAlias = str | tuple[str, Mapping[str, Any]] | Callable[..., Tensor]
@@ -228,7 +228,7 @@ def _context(
 
 
 def _collect(
-    context: "_Context", samples: "_Samples", calls: Mapping[str, Callable[[Case], R]], progress: bool
+    context: "_Context", samples: "_Samples", calls: "Mapping[str, partial[R]]", progress: bool
 ) -> dict[str, list[R]]:
     """What each of `calls` makes of the samples, a few images at a time; they share what a `Case` keeps."""
     found: dict[str, list[R]] = {label: [] for label in calls}
@@ -238,15 +238,16 @@ def _collect(
         meter = Meter(show)
         for start in range(0, len(samples.images), _IMAGES_AT_ONCE):
             part = samples.rows(start, start + _IMAGES_AT_ONCE)
-            case = context.case(part, meter)
+            case, rows = context.case(part, meter), slice(start, start + _IMAGES_AT_ONCE)
             for label, call in calls.items():
+                options = options_of_rows(call.keywords, len(samples.images), rows, part.maps.shape[1])
                 with meter.covering(len(part.images)):
-                    found[label].append(call(case))
+                    found[label].append(call.func(case, **options))
     return found
 
 
 def _collect_cohorts(
-    context: "_Context", samples: "_Samples", calls: Mapping[str, Callable[[Case], Tensor]], progress: bool
+    context: "_Context", samples: "_Samples", calls: "Mapping[str, partial[Tensor]]", progress: bool
 ) -> dict[str, list[Tensor]]:
     """As `_collect`, of calls that need all samples at once: the maps of each column of targets are a cohort."""
     if not calls:
@@ -272,7 +273,7 @@ class _Request:
     options: Mapping[str, Any]
 
     @property
-    def call(self) -> Callable[[Case], Tensor]:
+    def call(self) -> "partial[Tensor]":
         """The metric under these options."""
         return partial(self.entry.function, **self.options)
 

@@ -19,6 +19,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "kernel_shap": {"samples": 12, "segments": 4},
     "rise": {"samples": 12, "cells": 2},
     "occlusion": {"window": 4},
+    "control_average": {"references": torch.linspace(0, 1, 960).view(5, 3, 8, 8), "labels": [0, 1, 2, 3, 4]},
     "integrated_gradients": {"steps": 3},
     **{key: {"steps": 2} for key in ("transition_attention", "bidirectional_transformer")},
     "blur_integrated_gradients": {"steps": 3},
@@ -29,7 +30,7 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 COUNTED = ("samples", "segments", "features", "window", "stride", "cells", "steps")
 NO_MORE_THAN_PIXELS = ("segments", "window", "stride", "cells")
-CHOICES = ("output", "segmentation", "start", "first", "head_fusion", "bias")
+CHOICES = ("output", "segmentation", "start", "first", "head_fusion", "bias", "perception")
 
 
 def tiny(method: str, classes: int = 5) -> nn.Module:
@@ -45,6 +46,19 @@ def explain(method: str, images: Tensor | None = None, model: Any = None, **opti
     if not isinstance(model, hp.Classifier):
         model = hp.Classifier(model, mean=[0.5] * 3, std=[0.25] * 3)
     return hp.explain(model, images, method=method, **{**QUICK.get(method, {}), **options})
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if "baseline" in entry.options])
+def test_a_baseline_of_each_image_s_own_goes_with_its_image(method: str) -> None:
+    images, own, keys = torch.rand(5, 3, 8, 8), torch.rand(5, 3, 8, 8), list("abcde")
+    model = tiny(method)
+    together = explain(method, images, model, baseline=own, keys=keys, targets=[1] * 5, batch_size=2)
+    for row in (0, 4):
+        one = slice(row, row + 1)
+        alone = explain(method, images[one], model, baseline=own[row], keys=keys[one], targets=[1])
+        torch.testing.assert_close(together[row], alone[0], atol=1e-4 * float(together.abs().max()), rtol=0)
+    with pytest.raises(InputError, match="must broadcast"):
+        explain(method, images, model, baseline=own[:4], keys=keys, targets=[1] * 5, batch_size=2)
 
 
 def with_options(*options: str) -> list[tuple[str, str]]:

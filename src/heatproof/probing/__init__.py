@@ -1,6 +1,6 @@
 """Engine 2: what does the model say when these pixels are replaced? Masked forward passes, for explainers and metrics."""
 
-from heatproof.probing.baselines import BASELINES, Baseline, make_baseline
+from heatproof.probing.baselines import BASELINES, Baseline, make_baseline, options_of_rows
 from heatproof.probing.masks import (
     Masks,
     NestedSubsetMasks,
@@ -38,5 +38,6 @@ __all__ = [
     "content_keys",
     "make_baseline",
     "measure_batch_size",
+    "options_of_rows",
     "rank_pixels",
 ]

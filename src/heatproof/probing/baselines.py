@@ -1,8 +1,8 @@
 """What a pixel is replaced with."""
 
 import math
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -61,7 +61,8 @@ def make_baseline(baseline: Baseline, images: Tensor, *, black: Black, random: S
     Args:
         baseline: `black` (intensity 0 of the raw image), `mean` (of each channel of the image), `min` (the smallest value of
             the image, over all channels), `noise` (uniform between each channel's extremes, drawn once an image), `blur`
-            (Gaussian, σ a twentieth of the shorter side), a number, or a tensor that broadcasts to the images.
+            (Gaussian, σ a twentieth of the shorter side), a number, or a tensor that broadcasts to the images
+            (`[C, H, W]` for all, or one `[C, H, W]` for each of them).
         images: float `[B, C, H, W]`.
         black: gives black in model-input units, `[C, 1, 1]`; may raise where the normalisation is unknown.
         random: the samples' random streams, for `noise`.
@@ -78,6 +79,21 @@ def make_baseline(baseline: Baseline, images: Tensor, *, black: Black, random: S
             )
         return BASELINES[baseline](images, black, random).expand_as(images)
     return torch.full_like(images, check_number("baseline", baseline, low=-float("inf")))
+
+
+def options_of_rows(options: Mapping[str, Any], images: int, rows: slice, repeats: int = 1) -> Mapping[str, Any]:
+    """The options for some of the `images`: a `baseline` that holds an image for each of them is cut as they are.
+
+    `repeats` is how often each image stands there, for as many targets.
+
+    >>> options = options_of_rows({"baseline": torch.arange(3.0).view(3, 1, 1, 1)}, 3, slice(1, 3), repeats=2)
+    >>> options["baseline"].flatten().tolist()
+    [1.0, 1.0, 2.0, 2.0]
+    """
+    baseline = options.get("baseline")
+    if isinstance(baseline, Tensor) and baseline.ndim == 4 and len(baseline) == images > 1:
+        return {**options, "baseline": baseline[rows].repeat_interleave(repeats, 0)}
+    return options
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
