@@ -122,7 +122,7 @@ def test_correlation_agrees_with_the_definition_in_float64(images):
     net = Wavy().double().eval()
     for b in range(4):
         random = SampleRandom(0, [str(b)])
-        sets = [random.permutation(64, purpose=f"subset {k}")[0, :9] for k in range(30)]
+        sets = [random.subset(9, 64, purpose=f"subset {k}")[0] for k in range(30)]
 
         def f(x, target=int(targets[b])):
             with torch.no_grad():

@@ -41,7 +41,7 @@ def test_the_profile_against_a_slow_replica_in_float64(channels):
         for n in sizes:
             sums, drops = [], []
             for run in range(12):
-                chosen = random.permutation(64, purpose=f"subset {run}")[0, :n].numpy()
+                chosen = random.subset(max(sizes), 64, purpose=f"subset {run}")[0, :n].numpy()
                 changed = image.copy().reshape(channels, 64)
                 changed[:, chosen] = 0.3
                 sums.append(maps[b].double().flatten()[chosen].sum().item())
@@ -54,7 +54,7 @@ def test_the_profile_against_a_slow_replica_in_float64(channels):
 def test_a_size_at_which_nothing_is_to_be_seen_is_left_out_of_the_mean(images):
     # The map has one pixel, which 12 draws of a few pixels never hit: their sums are all 0.
     maps = torch.zeros(4, 8, 8)
-    drawn = torch.cat([SampleRandom(0, ["0"]).permutation(64, purpose=f"subset {run}")[:, :4] for run in range(6)])
+    drawn = torch.cat([SampleRandom(0, ["0"]).subset(64, 64, purpose=f"subset {run}")[:, :4] for run in range(6)])
     free = next(p for p in range(64) if p not in drawn.flatten().tolist())
     maps.view(4, 64)[:, free] = 1.0
     found = sensitivity_n(make_case(Wavy(), images[:1], maps[:1]), runs=6, baseline=0.0)

@@ -52,3 +52,23 @@ def test_content_keys_tell_images_apart_and_not_their_batch():
 def test_one_string_is_not_a_list_of_keys():
     with pytest.raises(InputError, match="sequence with one key a sample"):
         SampleRandom(0, "abc")
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 6, 20])  # few of them are drawn one by one, many are shuffled
+def test_a_subset_holds_different_numbers_and_each_stands_equally_often_at_each_place(size):
+    count, samples = 20, 4000
+    found = SampleRandom(0, [str(i) for i in range(samples)]).subset(size, count, purpose="s")
+    assert found.shape == (samples, size)
+    assert all(len(set(row)) == size and set(row) <= set(range(count)) for row in found.tolist())
+    deviation = (samples / count * (1 - 1 / count)) ** 0.5
+    for place in found.T:
+        assert (place.bincount(minlength=count) - samples / count).abs().max() < 6 * deviation
+    first_two = {tuple(row) for row in found[:, :2].tolist()}
+    assert size == 1 or len(first_two) > 0.99 * count * (count - 1)  # which come in any order
+
+
+def test_a_subset_belongs_to_its_sample_and_purpose():
+    both = SampleRandom(3, ["a", "b"]).subset(5, 1000, purpose="p")
+    assert torch.equal(SampleRandom(3, ["b"]).subset(5, 1000, purpose="p")[0], both[1])
+    assert not torch.equal(SampleRandom(3, ["b"]).subset(5, 1000, purpose="q")[0], both[1])
+    assert not torch.equal(both[0], both[1])

@@ -169,7 +169,7 @@ class NestedSubsetMasks:
         masks = []
         for run in range(start // each, -(-stop // each)):
             order = self._order(run)
-            none = torch.zeros_like(order, dtype=torch.bool)
+            none = torch.zeros(len(order), math.prod(self._size), dtype=torch.bool, device=order.device)
             counts = self._counts[max(0, start - run * each) : stop - run * each]
             masks += [none.scatter(1, order[:, :count], True) for count in counts]
         return torch.stack(masks, 1).view(len(self._random), -1, *self._size)
@@ -177,12 +177,13 @@ class NestedSubsetMasks:
     def sums(self, values: Tensor) -> Tensor:
         """Sums of `values` `[B, H, W]` over the pixels of each mask, float64 `[B, count]`."""
         flat, last = values.flatten(1).double(), torch.tensor(self._counts, device=self._device) - 1
-        largest = max(self._counts)
-        found = [flat.gather(1, self._order(run)[:, :largest]).cumsum(1)[:, last] for run in range(self._runs)]
-        return torch.cat(found, 1)
+        found = flat.new_empty(len(flat), self._runs, len(self._counts))
+        for run in range(self._runs):
+            found[:, run] = flat.gather(1, self._order(run)).cumsum(1)[:, last]
+        return found.flatten(1)
 
     def _order(self, run: int) -> Tensor:
-        return self._random.permutation(math.prod(self._size), purpose=f"subset {run}").to(self._device)
+        return self._random.subset(max(self._counts), math.prod(self._size), purpose=f"subset {run}").to(self._device)
 
 
 class SegmentMasks:

@@ -67,6 +67,24 @@ class SampleRandom:
         """Standard normal, `[B, *shape]`, float32."""
         return torch.stack([torch.randn(*shape, generator=self.generator(i, purpose)) for i in range(len(self))])
 
+    def subset(self, size: int, count: int, purpose: str) -> Tensor:
+        """`size` different numbers of `range(count)` in random order for each sample, int64 `[B, size]`."""
+        return torch.stack([_different(size, count, self.generator(i, purpose)) for i in range(len(self))])
+
     def permutation(self, count: int, purpose: str) -> Tensor:
         """A permutation of `range(count)` for each sample, int64 `[B, count]`."""
         return torch.stack([torch.randperm(count, generator=self.generator(i, purpose)) for i in range(len(self))])
+
+
+def _different(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """The first `size` different ones of independent draws, where that is less work than to shuffle all."""
+    if 4 * size > count:
+        return torch.randperm(count, generator=generator)[:size]
+    found = torch.empty(0, dtype=torch.int64)
+    while len(found) < size:
+        drawn = torch.cat([found, torch.randint(count, (size - len(found) + 8,), generator=generator)])
+        ordered, places = drawn.sort(stable=True)
+        first = torch.ones_like(ordered, dtype=torch.bool)
+        first[1:] = ordered[1:] != ordered[:-1]
+        found = drawn[places[first].sort().values]
+    return found[:size]
