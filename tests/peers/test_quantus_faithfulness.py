@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import quantus
 import torch
+from quantus.functions.perturb_func import noisy_linear_imputation
 
 import heatproof as hp
 from heatproof.metrics import mosaics
 from heatproof.metrics.faithfulness import infidelity, irof, sufficiency
 from heatproof.metrics.mosaics import focus
 from heatproof.probing import SampleRandom
+from heatproof.probing.inpainting import inpaint
 from heatproof.probing.segments import grid
 from support.cases import Wavy, float64_output, make_case
 from support.nets import TinyCNN
@@ -124,6 +126,18 @@ def test_road_of_decisions_without_noise(case, monkeypatch):
         x, y = hp.curve(net, images, maps, metric="road", targets=targets, output="prediction")
         assert x.tolist() == pytest.approx([int(256 * p / 100) / 256 for p in percentages])
         close(y.double().mean(0), torch.tensor([theirs[p] for p in percentages], dtype=torch.float64))
+
+
+def test_noisy_imputation_under_the_same_draws(case, monkeypatch):
+    images, maps, _ = case
+    noise = torch.randn(images.shape, dtype=torch.float64)
+    masks = maps > maps.flatten(1).median(1).values[:, None, None]
+    found = inpaint(images.double(), masks[:, None], 0.01 * noise)[:, 0]
+    for row in range(COUNT):
+        replaced = np.flatnonzero(masks[row].numpy())
+        drawn = noise[row].flatten(1)[:, replaced].numpy()
+        monkeypatch.setattr(np.random, "randn", lambda *shape, drawn=drawn: drawn.reshape(shape))
+        close(found[row], torch.from_numpy(noisy_linear_imputation(images[row].double().numpy(), replaced)))
 
 
 def test_sensitivity_n_differs_on_purpose(case):
