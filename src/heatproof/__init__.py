@@ -22,6 +22,7 @@ _PUBLIC = {
     "metrics": "heatproof.scoring",
     "show": "heatproof.images.display",
     "overlay": "heatproof.images.display",
+    "gallery": "heatproof.report.sheet",
     "fit": "heatproof.training.fit",
     "run_study": "heatproof.study.runner",
     "load_run": "heatproof.study.store",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from heatproof.models import Classifier
     from heatproof.models.checkpoint import save_checkpoint
     from heatproof.models.sources import load_classifier
+    from heatproof.report.sheet import gallery
     from heatproof.scoring import curve, metrics, score, score_many
     from heatproof.study.runner import run_study
     from heatproof.study.store import load_run

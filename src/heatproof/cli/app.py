@@ -19,6 +19,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.command("train", epilog=EPILOG)(training.train)
 app.command("explain", epilog=EPILOG)(explaining.explain)
+app.command("gallery", epilog=EPILOG)(explaining.gallery)
 app.command("score", epilog=EPILOG)(explaining.score)
 app.add_typer(studies.app, name="study")
 app.command("report", epilog=EPILOG)(studies.report)

@@ -1,4 +1,4 @@
-"""`explain` and `score`: single images, without a study."""
+"""`explain`, `gallery` and `score`: single images, without a study."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,6 +90,114 @@ def _explain_one(
     write_whole(out / f"{name}.png", lambda file: Image.fromarray(shown).save(file, format="png"))
     write_arrays(out / f"{name}.npz", map=found, **{key: np.array(value) for key, value in facts.items()})
     typer.echo(f"{name}: {label} {float(clf.probabilities(logits)[0, chosen]):.3f}")
+
+
+def gallery(
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or DICOM files, or folders of them.")],
+    model: Annotated[
+        list[str],
+        typer.Option("--model", help="A checkpoint folder, or another source such as hf:<hub id>; repeatable."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for gallery.png, gallery.html and gallery.json.")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "--methods",
+            "-m",
+            help="Methods, perhaps with options: lime:samples=200,gradcam; repeatable. By default all.",
+        ),
+    ] = None,
+    family: Annotated[
+        list[str] | None, typer.Option("--family", help="All methods of a family, such as cam; repeatable.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="predicted, or a class by name.")] = "predicted",
+    against: Annotated[str | None, typer.Option(help="Explain why the target rather than this class.")] = None,
+    regions: Annotated[
+        Path | None,
+        typer.Option(help="A region table, to be outlined: sample_id (the image's name), region, kind, data."),
+    ] = None,
+    region: Annotated[str | None, typer.Option(help="Which of its regions, where it holds several.")] = None,
+    resolution: Annotated[str, typer.Option(help="input, or native: the grid that each method computes.")] = "input",
+    quick: Annotated[bool, typer.Option("--quick", help="At most 100 samples and 10 steps, for a first look.")] = False,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Call the images image 1, image 2 ... in what is written.")
+    ] = False,
+    side: Annotated[int, typer.Option(help="Longest side of a picture, in pixels.", min=1)] = 128,
+    batch_size: Annotated[int | None, typer.Option(help="Images at a time.", min=1)] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Draw the maps of images by every method on one sheet, as a picture and as a page.
+
+    A method that a model cannot serve keeps its place and says why. What could not be read or failed is named.
+    """
+    from heatproof.report.sheet import gallery as draw
+
+    requests = _method_requests(method or ()) + _of_families(family or ())
+    named = named_files(images)
+    sheet = draw(
+        {name: _load(source, device) for name, source in _model_names(model).items()},
+        named,
+        out,
+        methods=requests or None,
+        target=None if target == "predicted" else target,
+        against=against,
+        regions=regions,
+        region=region,
+        resolution=resolution,  # type: ignore[arg-type] # checked there
+        quick=quick,
+        anonymous=anonymous,
+        side=side,
+        batch_size=batch_size,
+        seed=seed,
+        progress=_is_terminal(),
+    )
+    for failure in sheet.failures:
+        say(": ".join(part for part in (failure.model, failure.method, failure.image, failure.message) if part))
+    maps = sum(cell.map is not None for row in sheet.cells for cell in row)
+    say(f"{maps} maps by {len(sheet.methods)} methods: {out / 'gallery.html'}")
+    if sheet.failures:
+        raise typer.Exit(PARTLY)
+
+
+def _method_requests(texts: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
+    """`["lime:samples=200,segments=30,gradcam"]` as pairs of a name and its options, checked."""
+    from heatproof.explanation import methods
+
+    requests: list[tuple[str, list[str]]] = []
+    for part in (part.strip() for text in texts for part in text.split(",")):
+        name, colon, option = part.partition(":")
+        if "=" not in name:
+            requests.append((name, [option] if colon else []))
+        elif requests:  # another option of the method before it
+            requests[-1][1].append(part)
+        else:
+            raise InputError(f"--method {part}: an option stands after its method, as in lime:samples=200.")
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for name, options in requests:
+        found.append((name, key_values(options, "--method")))
+        methods()[name].check_options(found[-1][1])
+    return found
+
+
+def _of_families(families: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
+    from heatproof.explanation import methods
+
+    known = {entry.family for entry in methods().values()}
+    for family in families:
+        if family not in known:
+            raise InputError(f"--family: unknown {family!r}. {near_names(family, known)}")
+    return [(name, {}) for name, entry in methods().items() if entry.family in families]
+
+
+def _model_names(sources: Sequence[str]) -> dict[str, str]:
+    """A distinct name for each source: the last part of its path, or all of it."""
+    if len(set(sources)) < len(sources):
+        raise InputError("--model: the same model is given twice.")
+    last = [Path(source.partition(":")[2] or source).name for source in sources]
+    names = [name if last.count(name) == 1 else source for name, source in zip(last, sources, strict=True)]
+    return dict(zip(names, sources, strict=True))
 
 
 def score(
@@ -240,10 +348,9 @@ def _load(model: str, device: str) -> "Classifier":
 
 
 def _class(clf: "Classifier", name: str) -> int:
-    known = clf.classes or ()
-    if name not in known:
-        raise InputError(f"--target: the model has no class {name!r}. {near_names(name, ['predicted', *known])}")
-    return known.index(name)
+    from heatproof.models.targets import class_index
+
+    return class_index(clf.classes, name, "--target", others=["predicted"])
 
 
 def _is_terminal() -> bool:

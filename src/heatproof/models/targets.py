@@ -1,12 +1,12 @@
 """What is explained: a class of each image, or several, alone or against another."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from heatproof.errors import InputError
+from heatproof.errors import InputError, near_names
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,22 @@ class Targets:
         """The targets of the images `start:stop`."""
         against = None if self.against is None else self.against[start:stop]
         return Targets(self.index[start:stop], against)
+
+
+def class_index(classes: Sequence[str] | None, name: str, argument: str, *, others: Sequence[str] = ()) -> int:
+    """The place of the class `name` among a model's outputs; `others` are further values that `argument` may have.
+
+    Raises:
+        InputError: no such class; the message lists the near ones.
+
+    Example:
+        >>> class_index(["normal", "lesion"], "lesion", "target")
+        1
+    """
+    known = list(classes or ())
+    if name not in known:
+        raise InputError(f"{argument}: the model has no class {name!r}. {near_names(name, [*others, *known])}")
+    return known.index(name)
 
 
 def _as_table(index: Tensor, name: str, classes: int) -> Tensor:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +123,7 @@ def _tiles(
         else:
             tile["file"] = f"{numbers[sample]}-{method}-{run.classes.index(str(target))}.png"
             heatmap(map, signed, folder / tile["file"], side)
-            tile["limit"], tile["note"] = _limit(map, signed), _note(map)
+            tile["limit"], tile["note"] = _limit(map, signed), note_on(map)
         tiles.append(tile)
     return tiles
 
@@ -149,7 +149,8 @@ def _limit(map: NDArray[Any], signed: bool) -> str:
     return "" if limits is None else significant(limits[1], 2)
 
 
-def _note(map: NDArray[Any]) -> str:
+def note_on(map: NDArray[Any]) -> str:
+    """What of the map has no place on a scale; empty where all has."""
     reason = display.undefined_reason(map)
     if reason is not None:
         return reason
@@ -159,23 +160,28 @@ def _note(map: NDArray[Any]) -> str:
 
 def heatmap(map: NDArray[Any], signed: bool, path: Path, side: int) -> None:
     """Write the map as a palette PNG of at most `side` pixels, coloured by the rules of `heatproof.images.display`."""
-    from PIL import Image
-
-    limits, shown = display.robust_limits(map, signed=signed), _shrunk(map.astype(np.float32), side)
+    limits, shown = display.robust_limits(map, signed=signed), shrunk(map.astype(np.float32), side)
     undefined = np.full(shown.shape, display.UNDEFINED, np.uint8)
     level = undefined if limits is None else display.levels(shown, signed=signed, limits=limits)
+    write_levels(level, signed, path)
+
+
+def write_levels(level: NDArray[np.uint8], signed: bool, file: Path | IO[bytes]) -> None:
+    """Write colour levels as a palette PNG, the more transparent the weaker they are."""
+    from PIL import Image
+
     picture = Image.fromarray(level, mode="P")
     picture.putpalette(display.colours(signed).tobytes())
-    picture.save(path, transparency=display.alphas(signed, opacity=1.0).tobytes())
+    picture.save(file, format="png", transparency=display.alphas(signed, opacity=1.0).tobytes())
 
 
 def _grey(image: NDArray[np.uint8], path: Path, side: int) -> None:
     from PIL import Image
 
-    Image.fromarray(_shrunk(image, side)).save(path)
+    Image.fromarray(shrunk(image, side)).save(path)
 
 
-def _shrunk(pixels: NDArray[Any], side: int) -> NDArray[Any]:
+def shrunk(pixels: NDArray[Any], side: int) -> NDArray[Any]:
     """Pixel values averaged down to `side` on the longer side, where it is longer; NaN stays NaN."""
     from PIL import Image
 

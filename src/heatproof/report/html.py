@@ -74,7 +74,8 @@ def _page(run: Run, folder: Path) -> str:
     write_sheets(folder / "tables", filter(None, sheets.values()))
     references = citations.bibtex(citations.used_keys(run, scores, pairs))
     (folder / "references.bib").write_text(references, encoding="utf-8")
-    return _render(
+    return render(
+        "report.html.j2",
         run=run,
         sheets=sheets,
         paragraph=summary.run_paragraph(run),
@@ -95,7 +96,7 @@ def _page(run: Run, folder: Path) -> str:
         references=references,
         picture_side=gallery.picture_side(run),
         cases=gallery.write_gallery(run, folder),
-        scales={"positive": _gradient(signed=False), "signed": _gradient(signed=True)},
+        scales={"positive": gradient(signed=False), "signed": gradient(signed=True)},
         opacity=display.OPACITY,
         percentile=f"{display.PERCENTILE:g}",
     )
@@ -112,7 +113,8 @@ def _copy_assets(folder: Path) -> None:
         (folder / "assets" / name).write_bytes(content)
 
 
-def _render(**content: Any) -> str:
+def render(template: str, **content: Any) -> str:
+    """The page that a template of this package makes of `content`; whatever comes from data is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -123,7 +125,7 @@ def _render(**content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update({"breakable": _breakable, "counted": text.counted})
-    return environment.get_template("report.html.j2").render(**content)
+    return environment.get_template(template).render(**content)
 
 
 def _breakable(name: str) -> Any:
@@ -186,7 +188,7 @@ def _save(picture: Picture, folder: Path, name: str) -> Saved:
     return Saved(f"assets/figures/{name}", picture.width, picture.height)
 
 
-def _gradient(*, signed: bool) -> str:
+def gradient(*, signed: bool) -> str:
     """The colour bar as a CSS gradient."""
     stops = display.colours(signed)[:255:10].tolist()
     return f"linear-gradient(to right, {', '.join(f'rgb({r} {g} {b})' for r, g, b in stops)})"
