@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import heatproof as hp
 from heatproof.errors import EmptyMapWarning, InputError, UnsupportedModelError
-from heatproof.explainers.feature_maps import principal_component
+from heatproof.explainers.feature_maps import principal_component, visible
 from support.nets import TinyCNN, TinyViT
 
 GRADIENT_METHODS = ("gradcam", "gradcam_plus_plus", "xgradcam", "hirescam", "layercam")
@@ -358,3 +358,11 @@ def test_a_transformer_needs_no_layer(method: str) -> None:
     named = hp.explain(net, images, targets, method=method, layer="blocks.3.norm1")
     assert found.count_nonzero() > 0
     torch.testing.assert_close(found, named, rtol=1e-4, atol=1e-5 * float(found.abs().max()))
+
+
+def test_a_constant_channel_shows_nothing_also_where_enlarging_it_rounds() -> None:
+    channels = torch.full((1, 2, 3, 3), 0.1)
+    channels[0, 1, 1, 1] = 0.3
+    shown = visible(channels, (17, 19))
+    assert shown[0, 0].count_nonzero() == 0
+    assert (shown[0, 1].min(), shown[0, 1].max()) == (0, 1)

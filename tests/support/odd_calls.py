@@ -14,7 +14,9 @@ FAMILIES = ("relevance", "attention", "gradient", "cam")  # those that see the m
 METHODS = [  # that serve transformers, too
     name for name, entry in hp.methods().items() if entry.family in FAMILIES and not entry.needs & {"relu", "pointwise"}
 ]
-GOING_BACK = [name for name in METHODS if name not in ("eigencam", "scorecam")]  # others only look at feature maps
+GOING_BACK = [  # others only look at feature maps
+    name for name in METHODS if name not in ("eigencam", "scorecam", "ablationcam")
+]
 SOME = ["lrp_zplus", "attn_lrp", "transformer_lrp", "generic_attention", "gradcam", "integrated_gradients"]
 QUICK: dict[str, dict[str, Any]] = {
     **{

@@ -7,14 +7,17 @@ from heatproof.explainers import (
     cam,
     cam_probing,
     controls,
+    full_gradient,
     gradient,
     legrad,
     noise,
     paths,
     perturbation,
     relevance,
+    vit_cx,
 )
 from heatproof.explainers.registry import EXPLAINERS, Explainer, explainer
+from heatproof.registry import load_plugins
 
 __all__ = [
     "EXPLAINERS",
@@ -26,10 +29,14 @@ __all__ = [
     "cam_probing",
     "controls",
     "explainer",
+    "full_gradient",
     "gradient",
     "legrad",
     "noise",
     "paths",
     "perturbation",
     "relevance",
+    "vit_cx",
 ]
+
+load_plugins("heatproof.explainers")  # which may import from here what stands above

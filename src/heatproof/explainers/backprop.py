@@ -16,12 +16,25 @@ from heatproof.relevance import Preset, presets, run
 def guided_backprop(model: Classifier, images: Tensor, targets: Targets) -> Tensor:
     """The gradient, of which every ReLU passes the positive part only, where it was active itself.
 
-    At a ReLU `y = max(x, 0)`, `g_x = 1[x > 0] · max(g_y, 0)`; everything else has its ordinary gradient. It shows which
-    structures excite the network. It says little of the class: the map stays much the same for another target, or with
-    other weights in the upper layers [adebayo2018sanity]. One forward pass, one backward pass a target.
+    It shows which structures of the image excite the network. It says little of the class: the map stays much the same for
+    another target, or with other weights in the upper layers [adebayo2018sanity].
+
+    Formula:
+        the gradient by the image, but at each ReLU y = x⁺:  g_x = 1[x > 0] · g_y⁺
+
+    Cost:
+        1 forward pass, T ways back.
+
+    Models:
+        CNN. The rule is one for ReLU; GELU and SiLU have no half on which they are off.
 
     Returns:
         Maps `[B, T, H, W]`, summed over channels.
+
+    Checked:
+        captum `GuidedBackprop`, to 1e-4: tests/peers/test_gradient_family.py. Captum needs each ReLU to be a module
+            used once.
+        a replica with an autograd function of its own, to 1e-4: tests/explainers/test_gradient_backprop.py.
 
     Raises:
         UnsupportedModelError: the model runs no ReLU.
@@ -40,12 +53,25 @@ def guided_backprop(model: Classifier, images: Tensor, targets: Targets) -> Tens
 def deconvnet(model: Classifier, images: Tensor, targets: Targets) -> Tensor:
     """The way back of a deconvolutional network: every ReLU passes the positive part, whether it was active or not.
 
-    At a ReLU `y = max(x, 0)`, `g_x = max(g_y, 0)`; everything else has its ordinary gradient, and max pooling sends back to
-    its winners. Of the image it knows only these winners: in a network without max pooling or another non-linearity the
-    map is the same for every image. One forward pass, one backward pass a target.
+    Of the image it knows only the winners of max pooling, to which it sends back: in a network without it or another
+    non-linearity the map is the same for every image. It shows what the network looks for rather than what it found.
+
+    Formula:
+        the gradient by the image, but at each ReLU y = x⁺:  g_x = g_y⁺
+
+    Cost:
+        1 forward pass, T ways back.
+
+    Models:
+        CNN. The rule is one for ReLU, as that of `guided_backprop`.
 
     Returns:
         Maps `[B, T, H, W]`, summed over channels.
+
+    Checked:
+        captum `Deconvolution`, to 1e-4: tests/peers/test_gradient_family.py. Captum needs each ReLU to be a module used
+            once.
+        a replica with an autograd function of its own, to 1e-4: tests/explainers/test_gradient_backprop.py.
 
     Raises:
         UnsupportedModelError: the model runs no ReLU.
@@ -70,18 +96,32 @@ def guided_gradcam(
 ) -> Tensor:
     """Guided Grad-CAM: guided backpropagation times Grad-CAM upsampled to the image.
 
-    The fine structure of the first, where the second sees the class; both their weaknesses are its own, and it is zero
-    wherever Grad-CAM is. Two forward passes, two backward passes a target.
+    The fine structure of the first, where the second sees the class. Both their weaknesses are its own: the sharp edges tell
+    what excites the network and not why it decided, and the map is zero wherever Grad-CAM is.
+
+    Formula:
+        guided_backprop(x) ⊙ upsampled(gradcam(x))
+
+    Cost:
+        2 forward passes, 2 · T ways back.
+
+    Models:
+        CNN. As `guided_backprop` and `gradcam` both.
 
     Args:
         model: a CNN with ReLUs.
         images: `[B, C, H, W]`.
         targets: `[B, T]`.
         explain: maps by another explainer.
-        layer: of Grad-CAM, the name of a module.
+        layer: of Grad-CAM, the name of a module; by default as in `gradcam`.
 
     Returns:
         Maps `[B, T, H, W]`, summed over channels.
+
+    Checked:
+        captum `GuidedGradCam`, to 1e-4: tests/peers/test_gradient_family.py. With bilinear upsampling, captum's is
+            nearest by default.
+        the product of its two parts, to 1e-4: tests/explainers/test_gradient_backprop.py.
 
     Raises:
         UnsupportedModelError: the model runs no ReLU, or has no spatial feature map.
@@ -91,7 +131,15 @@ def guided_gradcam(
     return guided * F.interpolate(cam, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-@explainer("deep_lift", family="gradient", signed=True, needs={"pointwise"}, paper="shrikumar2017learning")
+@explainer(
+    "deep_lift",
+    family="gradient",
+    signed=True,
+    needs={"pointwise"},
+    paper="shrikumar2017learning",
+    linear=True,
+    complete="f(x) − f(baseline)",
+)
 def deep_lift(
     model: Classifier,
     images: Tensor,
@@ -104,11 +152,19 @@ def deep_lift(
 ) -> Tensor:
     """DeepLIFT by the Rescale rule: how each pixel's difference from a baseline shares in the change of the score.
 
-    `(x − x′) · m`, where m goes back as a gradient does, but through `y = f(x)` by the slope between image and baseline,
-    `m_x = m_y (f(x) − f(x′)) / (x − x′)`, and through max pooling to the winners of both. The sum of a map is the change of
-    the score from baseline to image, exactly. Like integrated gradients it gives nothing to pixels that are like the
-    baseline; unlike them it depends on how the network is written, not on its function alone. It costs two forward passes
-    and, for each target, two backward passes.
+    The sum of a map is the change of the score from baseline to image, exactly. Like integrated gradients it gives nothing
+    to pixels that are like the baseline; unlike them it depends on how the network is written, not on its function alone.
+
+    Formula:
+        (x − x′) ⊙ m, where m goes back as a gradient does, but at y = φ(x) by the slope from baseline to image,
+        m_x = m_y (φ(x) − φ(x′)) / (x − x′), and through max pooling to the winners of both
+
+    Cost:
+        2 forward passes, 2 · T ways back.
+
+    Models:
+        CNN. Non-linearities must work number by number or be max pooling; attention, gates and layer norms multiply
+        activations, for which there is no multiplier.
 
     Args:
         model: a network whose non-linearities work number by number or are max pooling, as most CNNs.
@@ -121,6 +177,12 @@ def deep_lift(
 
     Returns:
         Maps `[B, T, H, W]`, summed over channels.
+
+    Checked:
+        captum `DeepLift`, to 1e-4: tests/peers/test_gradient_family.py. Where no activation stands beside a max pooling:
+            there captum's maps do not sum to the change of the score, and these do.
+        the change of the score, to 1e-4: tests/explainers/test_deep_lift.py.
+        numbers by hand, to rounding: tests/explainers/test_deep_lift.py.
 
     Raises:
         UnsupportedOperationError: the model multiplies activations (attention, gates), normalises by them (layer norm) or

@@ -25,13 +25,12 @@ from torch.nn import functional as F
 
 from heatproof.checks import check_choice, check_count, check_number
 from heatproof.errors import UnsupportedModelError
-from heatproof.explainers.feature_maps import precise, principal_component, run_to_features
+from heatproof.explainers.feature_maps import joined, over_versions, precise, principal_component, run_to_features
 from heatproof.explainers.registry import EXPLAINERS, Explain, explainer
 from heatproof.models import Classifier, Targets
 
 Weigh = Callable[[Tensor, Tensor], Tensor]  # features and slopes -> weighted features, all [B, h, w, D]
 
-_FACTORS = (0.9, 1.0, 1.1)
 _GRID = (1, 2)
 
 
@@ -47,8 +46,17 @@ def gradcam(
 ) -> Tensor:
     """Grad-CAM: the positive part of the feature maps weighted by their average gradient.
 
-    `(Σ_k mean(G_k) A_k)⁺`. Where the head is more than an average and a dense layer, it can also mark cells that the model
-    did not use.
+    It tells roughly where the features lie that the target wants. Where the head is more than an average and a dense layer,
+    it can also mark cells that the model did not use [draelos2020hirescam].
+
+    Formula:
+        (Σ_k mean(G_k) A_k)⁺
+
+    Cost:
+        1 forward pass, T ways back. They end at the features.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin. There must be features on a grid of the image.
 
     Args:
         model: a CNN or a vision transformer.
@@ -58,22 +66,47 @@ def gradcam(
             or tokens `[B, N, D]`. By default the last spatial feature map of a CNN; of a transformer the image tokens after
             the last block's first layer norm, or of one that attends within windows its last features.
         eigen_smooth: project the weighted features on their first principal component in place of their sum.
-        aug_smooth: average over mirrored, darker and brighter versions of the image, six in all.
+        aug_smooth: average over mirrored, darker and brighter versions of the image, six in all; six times the cost.
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the features.
+
+    Checked:
+        pytorch-grad-cam `GradCAM`, to 2e-4: tests/peers/test_cam_family.py. After the peer's scaling of each map to 0..1.
+        pytorch-grad-cam `GradCAM` on timm's and torchvision's models, to 1e-3: tests/peers/test_timm.py. After the peer's
+            scaling of each map to 0..1.
+        the formula in float64, cell by cell, to 1e-4: tests/explainers/test_cam_family.py.
+
+    Example:
+        >>> import heatproof as hp
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        >>> hp.explain(net.eval(), torch.rand(1, 3, 4, 4), method="gradcam", layer="0", resolution="native").shape
+        torch.Size([1, 2, 2])
     """
     return _cam(model, images, targets, _by_average_slope, layer, eigen_smooth, aug_smooth)
 
 
 @explainer("gradcam_smoothed", family="cam", signed=False, needs={"spatial_features"}, paper="chung2024evaluating")
 def gradcam_smoothed(model: Classifier, images: Tensor, targets: Targets, *, layer: str | None = None) -> Tensor:
-    """Grad-CAM with both smoothings, `eigen_smooth` and `aug_smooth`; `layer` as in `gradcam`.
+    """Grad-CAM with both smoothings, `eigen_smooth` and `aug_smooth`.
 
-    Six forward passes. Less noisy than Grad-CAM, and not more faithful to the model for it.
+    Less noisy than Grad-CAM, and not more faithful to the model for it: five of the six images were never asked about.
+    Arguments are those of `gradcam`.
+
+    Formula:
+        mean over six versions of x of the first principal component of the mean(G_k) A_k, cells centred, its positive part
+
+    Cost:
+        6 forward passes, 6 · T ways back. They end at the features.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin.
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the features.
+
+    Checked:
+        gradcam with both options, exactly: tests/explainers/test_cam_family.py.
     """
     return _cam(model, images, targets, _by_average_slope, layer, eigen_smooth=True, aug_smooth=True)
 
@@ -90,12 +123,26 @@ def gradcam_plus_plus(
 ) -> Tensor:
     """Grad-CAM++: a channel weighs as much as its positive gradients, more for cells where few others are active.
 
-    `(Σ_k w_k A_k)⁺`, `w_k = Σ_ij α_ij G_ij⁺`, `α_ij = G² / (2 G² + G³ Σ_ab A_ab)`, which follows from the score
-    exp(logit); that common factor is left out. Made for several objects of a class in one image, and for features that are
-    not negative: elsewhere a denominator can come near zero, and one of exactly 0 has no weight. Options as in `gradcam`.
+    Made for several objects of a class in one image, and for features that are not negative: elsewhere a denominator can
+    come near zero, and one of exactly 0 has no weight. Arguments are those of `gradcam`.
+
+    Formula:
+        (Σ_k w_k A_k)⁺, w_k = Σ_ij α_ij G_ij⁺, α_ij = G_ij² / (2 G_ij² + G_ij³ Σ_ab A_ab), all of channel k
+        (from the score exp(f), whose common factor is left out)
+
+    Cost:
+        1 forward pass, T ways back. They end at the features.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin.
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the features.
+
+    Checked:
+        pytorch-grad-cam `GradCAMPlusPlus`, to 2e-4: tests/peers/test_cam_family.py. After the peer's scaling of each map to
+            0..1, where gradients are large: the peer adds 1e-6 to denominators.
+        the formula in float64, cell by cell, to 1e-4: tests/explainers/test_cam_family.py.
     """
     return _cam(model, images, targets, _by_higher_orders, layer, eigen_smooth, aug_smooth)
 
@@ -112,12 +159,26 @@ def xgradcam(
 ) -> Tensor:
     """XGrad-CAM: Grad-CAM whose gradients are averaged with the features as weights.
 
-    `(Σ_k w_k A_k)⁺`, `w_k = Σ_ij G_ij A_ij / Σ_ij A_ij`, so that all channels together come near the score, as sensitivity
-    and conservation ask. Made for features that are not negative: where those of a channel cancel, its weight grows without
-    bound, and where they sum to exactly 0 it has none. Options as in `gradcam`.
+    All channels together come near the score, as sensitivity and conservation ask. Made for features that are not negative:
+    where those of a channel cancel, its weight grows without bound, and where they sum to exactly 0 it has none. Arguments
+    are those of `gradcam`.
+
+    Formula:
+        (Σ_k w_k A_k)⁺, w_k = Σ_ij G_ij A_ij / Σ_ij A_ij, all of channel k
+
+    Cost:
+        1 forward pass, T ways back. They end at the features.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin.
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the features.
+
+    Checked:
+        pytorch-grad-cam `XGradCAM`, to 2e-4: tests/peers/test_cam_family.py. After the peer's scaling of each map to
+            0..1; the peer adds 1e-7 to denominators.
+        the formula in float64, cell by cell, to 1e-4: tests/explainers/test_cam_family.py.
     """
     return _cam(model, images, targets, _by_weighted_slope, layer, eigen_smooth, aug_smooth)
 
@@ -134,11 +195,24 @@ def hirescam(
 ) -> Tensor:
     """HiResCAM: the positive part of the features times their gradients, cell by cell.
 
-    `(Σ_k G_k A_k)⁺`. Where one dense layer follows the features, the map before its negative part is cut off sums to the
-    logit less the bias: it marks only cells that the model used. Options as in `gradcam`.
+    Where one dense layer follows the features, the map before its negative part is cut off sums to the logit less the bias:
+    it marks only cells that the model used. Elsewhere that is not guaranteed. Arguments are those of `gradcam`.
+
+    Formula:
+        (Σ_k G_k ⊙ A_k)⁺
+
+    Cost:
+        1 forward pass, T ways back. They end at the features.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin.
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the features.
+
+    Checked:
+        pytorch-grad-cam `HiResCAM`, to 2e-4: tests/peers/test_cam_family.py. After the peer's scaling of each map to 0..1.
+        the formula in float64, cell by cell, to 1e-4: tests/explainers/test_cam_family.py.
     """
     return _cam(model, images, targets, torch.mul, layer, eigen_smooth, aug_smooth)
 
@@ -155,33 +229,65 @@ def layercam(
 ) -> Tensor:
     """LayerCAM: the positive part of the features times their positive gradients, cell by cell.
 
-    `(Σ_k G_k⁺ A_k)⁺`. It also serves early layers, whose grid is finer; cells that count for the target only together with
-    others that count against it show up as if they counted alone. Options as in `gradcam`.
+    It also serves early layers, whose grid is finer. Cells that count for the target only together with others that count
+    against it show up as if they counted alone. Arguments are those of `gradcam`.
+
+    Formula:
+        (Σ_k G_k⁺ ⊙ A_k)⁺
+
+    Cost:
+        1 forward pass, T ways back. They end at the features.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin.
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the features.
+
+    Checked:
+        pytorch-grad-cam `LayerCAM`, to 2e-4: tests/peers/test_cam_family.py. After the peer's scaling of each map to 0..1.
+        the formula in float64, cell by cell, to 1e-4: tests/explainers/test_cam_family.py.
     """
     return _cam(model, images, targets, _by_positive_slope, layer, eigen_smooth, aug_smooth)
 
 
-@explainer("eigencam", family="cam", signed=False, needs={"spatial_features"}, paper="muhammad2020eigencam")
+@explainer(
+    "eigencam",
+    family="cam",
+    signed=False,
+    needs={"spatial_features"},
+    paper="muhammad2020eigencam",
+    class_agnostic=True,
+)
 def eigencam(
     model: Classifier, images: Tensor, targets: Targets, *, layer: str | None = None, aug_smooth: bool = False
 ) -> Tensor:
     """Eigen-CAM: the positive part of the features' first principal component, the same map for every target.
 
-    Each image's cells are centred and projected on the direction in which they differ most; the cell farthest from their
-    mean is made positive, since a component has no sign. It shows what stands out to the network, not what decides. One
-    forward pass. Options as in `gradcam`.
+    It shows what stands out to the network, not what decides. The component has no sign of its own, and the one that it gets
+    may point away from what matters. Arguments are those of `gradcam`.
+
+    Formula:
+        (A v)⁺, v the direction in which the cells of A, centred, differ most; the cell farthest from their mean is positive
+
+    Cost:
+        1 forward pass, no ways back.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin.
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the features.
+
+    Checked:
+        pytorch-grad-cam `EigenCAM`, to 1e-4: tests/peers/test_cam_family.py. With the peer's own correction of the sign.
+        the eigenvectors of the covariance in float64, to 1e-4: tests/explainers/test_cam_family.py.
     """
 
     def maps_of(images: Tensor) -> Tensor:
         return principal_component(precise(run_to_features(model, images, layer).features)).clamp(min=0)
 
-    maps = _over_versions(maps_of, images) if aug_smooth else maps_of(images)
+    maps = over_versions(maps_of, images) if aug_smooth else maps_of(images)
     return maps[:, None].expand(-1, targets.count, -1, -1)
 
 
@@ -192,10 +298,24 @@ def eigen_gradcam(
     """Eigen-Grad-CAM: the first principal component of the features times their gradients, with the sign of their sum.
 
     `hirescam` with `eigen_smooth`: Eigen-CAM made to depend on the target. The centring takes out what all cells share, so
-    the map tells where, not how much, the features speak for the target. Options as in `gradcam`.
+    the map tells where, not how much, the features speak for the target. Arguments are those of `gradcam`.
+
+    Formula:
+        ((G ⊙ A) v)⁺, v the direction in which the cells of G ⊙ A, centred, differ most, with the sign of Σ_k G_k ⊙ A_k
+
+    Cost:
+        1 forward pass, T ways back. They end at the features.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin.
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the features.
+
+    Checked:
+        pytorch-grad-cam `EigenGradCAM`, to 1e-4: tests/peers/test_cam_family.py. Up to the sign, which the peer leaves
+            as the decomposition happens to give it.
+        the eigenvectors of the covariance in float64, to 1e-4: tests/explainers/test_cam_family.py.
     """
     return _cam(model, images, targets, torch.mul, layer, eigen_smooth=True, aug_smooth=aug_smooth)
 
@@ -214,9 +334,18 @@ def finercam(
 ) -> Tensor:
     """Finer-CAM: Grad-CAM of what sets the target apart from the classes most like it.
 
-    Grad-CAM of `Σ_r p_r (z_t − α z_r) / Σ_r p_r`, over the classes r whose logits z are nearest to the target's, with their
-    probabilities p (which the gradient goes through, too). It shows the difference between look-alikes; what they share is
-    missing even where the model relies on it.
+    It shows the difference between look-alikes; what they share is missing even where the model relies on it. Probabilities
+    weigh the classes, and the gradient goes through them, too.
+
+    Formula:
+        Grad-CAM of Σ_r p_r (z_t − α z_r) / Σ_r p_r, over the classes r whose logits z are nearest to the target's z_t, p
+        their probabilities
+
+    Cost:
+        1 forward pass, T ways back. They end at the features.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin. There must be two classes or more.
 
     Args:
         model: a CNN or a vision transformer of two classes or more.
@@ -230,6 +359,11 @@ def finercam(
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the features.
+
+    Checked:
+        pytorch-grad-cam `FinerCAM`, to 2e-4: tests/peers/test_cam_family.py. After the peer's scaling of each map to
+            0..1, of the model's own prediction: the only class that the peer compares.
+        the formula in float64, to 1e-4: tests/explainers/test_cam_family.py.
     """
     check_number("alpha", alpha)
     check_count("similar", similar)
@@ -253,7 +387,16 @@ def lrp_gradcam(
     """LRP seen through Grad-CAM: a map of relevance times the upsampled Grad-CAM of the same target.
 
     As Guided Grad-CAM is made of guided backpropagation: LRP brings the fine detail and the sign, Grad-CAM the place.
-    Relevance outside of the Grad-CAM is gone, so the sum says nothing any more. The cost of both.
+    Relevance outside of the Grad-CAM is gone, so the sum says nothing any more.
+
+    Formula:
+        R(x) ⊙ upsampled(gradcam(x)), R the maps of the base method
+
+    Cost:
+        2 forward passes, 2 · T ways back.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin.
 
     Args:
         model: a CNN or a vision transformer.
@@ -268,6 +411,9 @@ def lrp_gradcam(
 
     Returns:
         Maps `[B, T, H, W]`.
+
+    Checked:
+        the product of its two parts, to 1e-4: tests/explainers/test_cam_family.py.
 
     Raises:
         InputError: `base` is no method of the relevance family, or does not know an option.
@@ -327,18 +473,10 @@ def _cam(
         maps = []
         for score, last in targets.in_turn(seen.passed.logits):
             weighted = weigh(features, precise(seen.slopes(score, last=last)))
-            total = weighted.sum(-1)
-            maps.append(principal_component(weighted, guide=total) if eigen_smooth else total)
+            maps.append(joined(weighted, eigen_smooth=eigen_smooth))
         return torch.stack(maps, 1).clamp(min=0)
 
-    return _over_versions(maps_of, images) if aug_smooth else maps_of(images)
-
-
-def _over_versions(maps_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The mean of the maps of `images` as they are and mirrored, darker and brighter."""
-    versions = [images * factor for factor in _FACTORS]
-    maps = [maps_of(version) + maps_of(version.flip(-1)).flip(-1) for version in versions]
-    return torch.stack(maps).sum(0) / (2 * len(_FACTORS))
+    return over_versions(maps_of, images) if aug_smooth else maps_of(images)
 
 
 def _by_average_slope(features: Tensor, slopes: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from heatproof.probing import MicroBatch, SampleRandom
 Options = Mapping[str, Any] | None
 
 
-@explainer("smoothgrad", family="gradient", signed=True, paper="smilkov2017smoothgrad")
+@explainer("smoothgrad", family="gradient", signed=True, paper="smilkov2017smoothgrad", linear=True)
 def smoothgrad(
     model: Classifier,  # noqa: ARG001 explain knows it
     images: Tensor,
@@ -31,8 +31,17 @@ def smoothgrad(
 ) -> Tensor:
     """SmoothGrad: the mean map of noisy copies of the image, by the gradient or any other method.
 
-    `1/n Σ_k M(x + ε_k)` with ε_k normal. It takes away what changes with every small change of the image, and cannot tell
-    more than M does. `samples` times the cost of M.
+    It takes away what changes with every small change of the image. It cannot tell more than the base method does, and what
+    it shows belongs to images that are noisier than the one that was asked about.
+
+    Formula:
+        1/n Σ_k M(x + ε_k), M the maps of the base method, ε_k normal
+
+    Cost:
+        samples forward passes, samples · T ways back. With another base, `samples` times what that costs.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin. With another base, those that it serves.
 
     Args:
         model: any model that the base method can explain.
@@ -43,11 +52,15 @@ def smoothgrad(
         batch_size: noisy copies that are explained at a time.
         base: M, the name of a method.
         samples: n, the copies of each image.
-        noise: deviation of the noise, a share of the image's range.
+        noise: deviation of ε_k, a share of the image's range.
         options: of the base method.
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the base method.
+
+    Checked:
+        captum `NoiseTunnel`, to 1e-4: tests/peers/test_gradient_family.py. Given the same noise.
+        a replica that explains each copy alone, to 1e-4: tests/explainers/test_gradient_noise.py.
 
     Example:
         >>> import heatproof as hp
@@ -74,8 +87,16 @@ def smoothgrad_squared(
 ) -> Tensor:
     """SmoothGrad with squares: the mean square of the maps of noisy copies of the image.
 
-    `1/n Σ_k M(x + ε_k)²`. It tells where a map is large, for or against the class, and not which. `samples` times the cost
-    of M.
+    It tells where a map is large, for the class or against it, and not which.
+
+    Formula:
+        1/n Σ_k M(x + ε_k)², M the maps of the base method, ε_k normal
+
+    Cost:
+        samples forward passes, samples · T ways back. With another base, `samples` times what that costs.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin. With another base, those that it serves.
 
     Args:
         model: any model that the base method can explain.
@@ -86,11 +107,16 @@ def smoothgrad_squared(
         batch_size: noisy copies that are explained at a time.
         base: M, the name of a method.
         samples: n, the copies of each image.
-        noise: deviation of the noise, a share of the image's range.
+        noise: deviation of ε_k, a share of the image's range.
         options: of the base method.
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the base method, the squares of its maps.
+
+    Checked:
+        captum `NoiseTunnel`, to 1e-4: tests/peers/test_gradient_family.py. Given the same noise, on images of one channel:
+            captum squares each channel, here it is the map that is squared.
+        a replica that explains each copy alone, to 1e-4: tests/explainers/test_gradient_noise.py.
     """
     mean, variance = _mean_and_variance(images, targets, explain, random, batch_size, base, samples, noise, options)
     return mean.square() + variance
@@ -112,8 +138,17 @@ def vargrad(
 ) -> Tensor:
     """VarGrad: the variance of the maps of noisy copies of the image.
 
-    `1/n Σ_k (M(x + ε_k) − mean)²`. It tells where a map is unstable: the gradient itself has no part in it, only its change
-    close to the image. `samples` times the cost of M; one sample has no variance, and its map is zero.
+    It tells where a map is unstable. The base method's own map has no part in it, only how it changes close to the image: of
+    a linear model it is zero everywhere.
+
+    Formula:
+        1/n Σ_k (M(x + ε_k) − mean)², M the maps of the base method, ε_k normal, the mean over the n copies
+
+    Cost:
+        samples forward passes, samples · T ways back. With another base, `samples` times what that costs.
+
+    Models:
+        CNN, ConvNeXt, ViT, Swin. With another base, those that it serves.
 
     Args:
         model: any model that the base method can explain.
@@ -123,12 +158,17 @@ def vargrad(
         random: the samples' random streams.
         batch_size: noisy copies that are explained at a time.
         base: M, the name of a method.
-        samples: n, the copies of each image.
-        noise: deviation of the noise, a share of the image's range.
+        samples: n, the copies of each image; one has no variance, and its map is zero.
+        noise: deviation of ε_k, a share of the image's range.
         options: of the base method.
 
     Returns:
         Maps `[B, T, h, w]` on the grid of the base method, in squares of its units.
+
+    Checked:
+        captum `NoiseTunnel`, to 1e-4: tests/peers/test_gradient_family.py. Given the same noise, on images of one channel:
+            captum takes the variance of each.
+        a replica that explains each copy alone, to 1e-4: tests/explainers/test_gradient_noise.py.
     """
     return _mean_and_variance(images, targets, explain, random, batch_size, base, samples, noise, options)[1]
 

@@ -23,6 +23,7 @@ from heatproof.registry import Entry, Registry, entry_fields
 
 INJECTED = frozenset({"random", "probe", "explain", "batch_size", "strict"})
 Upsampling = Literal["bilinear", "nearest"]
+Sum = Literal["f(x) − f(baseline)", "f(x) − f(blurred x)", "f(x)", "1"]
 
 
 class Explain(Protocol):
@@ -40,11 +41,23 @@ class Explain(Protocol):
 
 @dataclass(frozen=True)
 class Explainer(Entry):
-    """An explainer and its metadata; `upsampling` takes its own grid to the input's resolution."""
+    """An explainer and its metadata, of its default options where they make a difference.
+
+    `signed`: maps can speak against the target; those of other methods are never negative, unless a contrast is explained.
+    `upsampling` takes its own grid to the input's resolution.
+    `class_agnostic`: the map is the same for every target.
+    `linear`: the map of a contrast is the difference of the maps of its two classes, `Φ(a − b) = Φ(a) − Φ(b)`.
+    `complete`: what the pixels of a map sum to, None where that is not known. f is the explained score (a logit, or the
+    difference of two), and the baseline the method's own option. `f(x)` and `1` hold where nothing but the image adds to
+    the score: in a network of linear layers, ReLU and max pooling without biases or tokens of its own.
+    """
 
     family: str
     signed: bool
     upsampling: Upsampling
+    class_agnostic: bool
+    linear: bool
+    complete: Sum | None
 
 
 EXPLAINERS: Registry[Explainer] = Registry("explainer")
@@ -58,12 +71,25 @@ def explainer(
     paper: str,
     needs: Collection[str] = (),
     upsampling: Upsampling = "bilinear",
+    class_agnostic: bool = False,
+    linear: bool = False,
+    complete: Sum | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function as the explainer `name`."""
+    """Register the decorated function as the explainer `name`; the arguments are fields of `Explainer`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         fields = entry_fields(name, function, paper, needs, INJECTED)
-        EXPLAINERS.add(Explainer(**fields, family=family, signed=signed, upsampling=upsampling))
+        EXPLAINERS.add(
+            Explainer(
+                **fields,
+                family=family,
+                signed=signed,
+                upsampling=upsampling,
+                class_agnostic=class_agnostic,
+                linear=linear,
+                complete=complete,
+            )
+        )
         return function
 
     return register

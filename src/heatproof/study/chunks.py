@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ class Bench:
     clf: Classifier
     dataset: Dataset
     targets: dict[str, tuple[int, ...]]
+    references: dict[int, dict[str, Any]] = field(default_factory=dict)  # by their number, see `options_of`
 
     @cached_property
     def region_labels(self) -> list[str | None]:

@@ -15,6 +15,7 @@ from heatproof.datasets.folder import load_folder
 from heatproof.datasets.splits import DEFAULT_FRACTIONS, check_splits, split_by_patient
 from heatproof.datasets.table import Dataset, load_table
 from heatproof.errors import HeatproofError, InputError, near_names
+from heatproof.explanation import methods
 from heatproof.images.read import read_image
 from heatproof.images.regions import KINDS
 from heatproof.study.files import whole_folder
@@ -129,7 +130,8 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
         fractions = DEFAULT_FRACTIONS if wanted is None else wanted.fractions
         dataset = dataset.with_splits(split_by_patient(dataset.samples, fractions=fractions, seed=recipe.seed))
     trained = any(model.training is not None for model in recipe.models)
-    required = ("train", "val", "test") if trained else ("test",)
+    of_training = any("references" in methods()[method.name].needs for method in recipe.methods)
+    required = ("train", "val", "test") if trained else ("train", "test") if of_training else ("test",)
     check_splits(dataset.samples, classes=dataset.classes, required=required)
     return dataset
 
@@ -145,7 +147,9 @@ def choose_explained(dataset: Dataset, recipe: Recipe) -> list[str]:
         for label in labels or (NO_LABEL,):
             groups.setdefault(label, []).append(sample)
     for label, samples in groups.items():
-        samples.sort(key=lambda sample: (not _annotated(dataset, recipe, sample, label), _draw(recipe.seed, sample)))
+        samples.sort(
+            key=lambda sample: (not _annotated(dataset, recipe, sample, label), draw(recipe.seed, sample, "explained"))
+        )
     chosen = equal_shares({label: groups[label] for label in sorted(groups)}, limit)
     return [sample for sample in test["sample_id"] if sample in chosen]
 
@@ -190,9 +194,9 @@ def equal_shares(groups: Mapping[Any, Sequence[Any]], total: int) -> set[Any]:
     return chosen
 
 
-def _draw(seed: int, sample_id: str) -> bytes:
-    """A random place in the order that depends on the seed and the sample alone."""
-    return hashlib.blake2b(f"{seed}\x1f{sample_id}\x1fexplained".encode(), digest_size=8).digest()
+def draw(seed: int, sample_id: str, purpose: str) -> bytes:
+    """A random place in an order for some `purpose`, which depends on the seed and the sample alone."""
+    return hashlib.blake2b(f"{seed}\x1f{sample_id}\x1f{purpose}".encode(), digest_size=8).digest()
 
 
 def sample_table(dataset: Dataset, explained: Collection[str]) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from heatproof.metrics.chance import chance
 from heatproof.scoring import metrics, score_many
 from heatproof.study.chunks import Chunk
 from heatproof.study.recipe import MethodSpec, MetricSpec
+from heatproof.study.references import options_of
 from heatproof.study.store import SCORE_COLUMNS, read_arrays
 from heatproof.study.writing import Failures, failure, write_arrays, write_table
 
@@ -87,6 +88,11 @@ class Explaining:
         ids, targets = self.chunk.batch.ids, self.chunk.bench.targets
         return [(row, target) for row, sample in enumerate(ids) for target in targets[sample]]
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        """Those of the method, with the training images that it may need."""
+        return options_of(self.method, self.chunk.bench, self.failures)
+
     def _of_equal_number(self) -> list[list[int]]:
         """The rows of the chunk that have something to explain, those with as many targets together."""
         groups: dict[int, list[int]] = {}
@@ -111,7 +117,7 @@ class Explaining:
                 batch_size=bench.spec.batch_size,
                 precision=probing_precision(self.method.name, bench.recipe.precision),
                 seed=bench.recipe.seed,
-                **self.method.options,
+                **self._options,
             )
         except UnsupportedModelError:
             raise
@@ -192,7 +198,7 @@ class Explaining:
             self.chunk.batch.images[rows].to(device),
             torch.from_numpy(stored["maps"][places]).to(device),
             metrics=[{**metric.options, "metric": metric.name, "as": metric.label} for metric in wanted],
-            explain=(self.method.name, self.method.options),
+            explain=(self.method.name, self._options),
             targets=torch.from_numpy(stored["target"][places]).to(device),
             roi=torch.from_numpy(np.stack([self._roi(case) for case in cases])).to(device) if local else None,
             keys=[self.chunk.batch.ids[row] for row in rows],

@@ -97,8 +97,9 @@ def score_passes(specs: Sequence[MetricSpec], one_map: int, pixels: int, *, laye
 def map_passes(entry: Entry, options: Mapping[str, Any]) -> int:
     """Forward passes for the map of one image."""
     given, family = {**entry.options, **options}, str(getattr(entry, "family", ""))
-    if "base" in given:  # the maps of another method
-        return int(given["samples"]) * map_passes(methods()[given["base"]], given["options"] or {})
+    if "base" in given:  # the maps of another method, of so many images or beside its own
+        of_base = map_passes(methods()[given["base"]], given["options"] or {})
+        return int(given["samples"]) * of_base if "samples" in given else of_base + _MAP_PASSES[family]
     if given.get("samples"):
         return int(given["samples"]) * (_TRAINING_PASSES if family == "gradient" else 1)
     if given.get("steps"):

@@ -26,7 +26,15 @@ def try_methods(recipe: Recipe, clf: Classifier) -> set[str]:
     image = _noise(clf)
     unsupported = set()
     for index, method in enumerate(recipe.methods):
-        options = _cheap(method.options, methods()[method.name])
+        entry = methods()[method.name]
+        options = _cheap(method.options, entry)
+        if "references" in entry.needs:
+            if drawn := sorted({"references", "labels"} & method.options.keys()):
+                raise InputError(
+                    f"methods[{index}]: {method.label}: {' and '.join(drawn)} are drawn from the study's training split: "
+                    "leave them out."
+                )
+            options |= {"references": image, "labels": [0]}  # which are not drawn yet
         try:
             explain(clf, image, [0], method=method.name, keys=["trial"], batch_size=1, **options)
         except UnsupportedModelError:
