@@ -4,13 +4,15 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from heatproof.errors import InputError, near_names
 
 _HEADING = re.compile(r"^(\w+):$", re.MULTILINE)
 _ARGUMENT = re.compile(r"^(\w+): ", re.MULTILINE)
+_LIKE = re.compile(r"Arguments [\w ]*are those of `(\w+)`")
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Entry:
     """One registered function.
 
     `options` maps each keyword that a user may set to its default; `injected` are keywords that the front door fills in.
-    `paper` is a citation key of `docs/references.bib`.
+    `paper` is a citation key of `docs/references.bib`. `others` are the entries of its registry, to which its docstring may
+    refer ("Arguments ... are those of `iou`").
     """
 
     name: str
@@ -27,6 +30,7 @@ class Entry:
     needs: frozenset[str]
     options: Mapping[str, Any]
     injected: frozenset[str]
+    others: Mapping[str, "Entry"] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
 
     @property
     def summary(self) -> str:
@@ -43,9 +47,11 @@ class Entry:
 
     @property
     def meanings(self) -> dict[str, str]:
-        """What each option means, as far as the function's docstring says it."""
+        """What each option means, as far as the function's docstring or the entry that it refers to says it."""
+        like = _LIKE.search(" ".join(self.sections[""].split()))
         _, *named = _ARGUMENT.split(self.sections.get("Args", ""))
-        texts = {name: " ".join(text.split()) for name, text in zip(named[::2], named[1::2], strict=True)}
+        own = {name: " ".join(text.split()) for name, text in zip(named[::2], named[1::2], strict=True)}
+        texts = {**(self.others[like[1]].meanings if like else {}), **own}
         return {option: texts[option] for option in self.options if option in texts}
 
     def check_options(self, options: Mapping[str, Any]) -> None:
@@ -69,7 +75,7 @@ class Registry(Mapping[str, E], Generic[E]):
     def add(self, entry: E) -> None:
         """Register `entry` under its name; a name already taken raises `InputError`."""
         self._refuse_taken(entry.name)
-        self._entries[entry.name] = entry
+        self._entries[entry.name] = replace(entry, others=self)
 
     def add_alias(self, alias: str, name: str) -> None:
         """Let `alias` stand for the registered `name`; iteration shows the name only."""
@@ -123,3 +129,19 @@ def entry_fields(
         "options": options,
         "injected": frozenset(p.name for p in keywords if p.name in injectable),
     }
+
+
+def load_plugins(group: str) -> None:
+    """Import the modules that installed packages name under the entry points `group`, which register what they have.
+
+    Raises:
+        InputError: one of them cannot be imported.
+    """
+    for plugin in entry_points(group=group):
+        try:
+            plugin.load()
+        except ImportError as error:
+            raise InputError(
+                f"The package {plugin.dist and plugin.dist.name} adds to {group}, and its module {plugin.value} cannot be "
+                f"imported: {error}. Repair or uninstall it."
+            ) from error

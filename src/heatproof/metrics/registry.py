@@ -1,6 +1,5 @@
 """The metrics by name, and the case that a metric is handed."""
 
-import re
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
@@ -15,8 +14,6 @@ from heatproof.probing import Baseline, BoundProbe, Masks, SampleRandom
 from heatproof.registry import Entry, Registry, entry_fields
 
 T = TypeVar("T")
-
-_LIKE = re.compile(r"Arguments [\w ]*are those of `(\w+)`")
 
 _IMAGES_AT_ONCE = 16  # of changed versions, so that memory does not grow with their number
 
@@ -75,13 +72,6 @@ class Metric(Entry):
     def quantus(self) -> str:
         """How the metric compares with that of Quantus 0.6, as the docstring says under `Quantus`."""
         return " ".join(self.sections.get("Quantus", "").split())
-
-    @property
-    def meanings(self) -> dict[str, str]:
-        """As of any entry, with those of the metric that the docstring names ("Arguments ... are those of `iou`")."""
-        named = _LIKE.search(" ".join(self.sections[""].split()))
-        texts = {**(METRICS[named[1]].meanings if named else {}), **super().meanings}
-        return {option: texts[option] for option in self.options if option in texts}
 
 
 @dataclass(frozen=True)
