@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PEERS := .venv-peers/bin
 
-.PHONY: demo test quality format test-peers bench-relevance bench-probing reference notebooks clean
+.PHONY: demo test quality format test-peers bench-relevance bench-probing bench-explainers bench-sanity reference notebooks clean
 
 demo: .venv/installed
 	$(BIN)/heatproof study run recipes/demo.yaml --out runs/demo
@@ -36,7 +36,15 @@ bench-relevance: .venv-peers/installed
 bench-probing: .venv-peers/installed
 	$(PEERS)/python benchmarks/probing.py $(if $(ONLY),--only $(ONLY))
 
-# The reference pages are written from what the metrics say of themselves.
+# Time of every explainer beside a bare forward pass and the peers; about twenty minutes on an idle machine.
+bench-explainers: .venv-peers/installed
+	$(PEERS)/python benchmarks/explainers.py
+
+# Whether heatmaps depend on what a network has learned; about a quarter of an hour.
+bench-sanity: .venv/installed
+	$(BIN)/python benchmarks/explainer_sanity.py
+
+# The reference pages are written from what methods and metrics say of themselves.
 reference: .venv/installed
 	$(BIN)/python docs/reference/generate.py
 

@@ -1,11 +1,12 @@
 """One battery over the registry: every explainer keeps the contract, without a list of its own."""
 
 import copy
+import itertools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,25 +14,26 @@ from torch import Tensor, nn
 
 import heatproof as hp
 from heatproof.errors import InputError, UnsupportedModelError
+from heatproof.explainers.registry import Sum
+from heatproof.probing.baselines import blur
+from support.explainer_battery import (
+    DRAWING,
+    blotches,
+    check_change,
+    check_contract,
+    explain,
+    in_float64,
+    is_linear,
+    nothing_leaks,
+    upsampled,
+)
 from support.nets import TinyCNN, TinyViT
 
-QUICK: dict[str, dict[str, Any]] = {
-    "lime": {"samples": 40, "segments": 12},
-    "kernel_shap": {"samples": 40, "segments": 12},
-    "rise": {"samples": 30, "cells": 4},
-    "occlusion": {"window": 8},
-    "integrated_gradients": {"steps": 5},
-    **{key: {"steps": 3} for key in ("transition_attention", "bidirectional_transformer")},
-    "blur_integrated_gradients": {"steps": 5},
-    **{key: {"samples": 5} for key in ("expected_gradients", "gradient_shap")},
-    **{key: {"samples": 4} for key in ("smoothgrad", "smoothgrad_squared", "vargrad")},
-}  # settings that keep the battery quick
-DRAWING: dict[str, dict[str, Any]] = {
-    "integrated_gradients": {"baseline": "noise"},
-    "deep_lift": {"baseline": "noise"},
-}  # where randomness is an option
-_CAMS = [name for name, entry in hp.methods().items() if entry.family == "cam"]
-POSITIVE_PARTS = ("attention_gradcam", *_CAMS)  # where everything may speak against the target
+# Where the defaults are a limit in which a method meets another one: what it is for.
+OWN_SETTING: dict[str, dict[str, Any]] = {
+    "lrp": {"rules": {"conv": "gamma"}},
+    "lrp_epsilon": {"relative": True},
+}
 MODELS: dict[str, Callable[[], nn.Module]] = {"vit": TinyViT, "cnn": TinyCNN}
 CASES = [(method, model) for method in hp.methods() for model in MODELS]
 
@@ -39,6 +41,9 @@ CASES = [(method, model) for method in hp.methods() for model in MODELS]
 def serves(method: str, model: str) -> bool:
     beyond = {"relu", "pointwise"} if model == "vit" else {"attention"}
     return not beyond & hp.methods()[method].needs
+
+
+SERVED = [case for case in CASES if serves(*case)]
 
 
 def a_model_for(method: str) -> str:
@@ -56,14 +61,26 @@ def models() -> dict[str, hp.Classifier]:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """Blotches, which superpixels can follow, with some grain."""
-    random = torch.Generator().manual_seed(3)
-    coarse, fine = torch.rand(5, 1, 5, 5, generator=random), torch.rand(5, 3, 32, 32, generator=random)
-    return (nn.functional.interpolate(coarse, (32, 32), mode="bilinear") + 0.1 * fine) * 4 - 2
+    return blotches(5)
 
 
-def explain(model: Any, images: Tensor, targets: Any = None, *, method: str, **options: Any) -> Tensor:
-    return hp.explain(model, images, targets, method=method, **{**QUICK.get(method, {}), **options})
+Exact = Callable[..., Tensor]
+
+
+@pytest.fixture(scope="module")
+def exact(models: dict[str, hp.Classifier], images: Tensor) -> Exact:
+    """`(method, model, **arguments) -> native maps` `[5, 3, h, w]` of the classes 0, 1, 2, in double precision; kept."""
+    doubled = {name: in_float64(model) for name, model in models.items()}
+    kept: dict[tuple[str, str], Tensor] = {}
+
+    def maps_of(method: str, name: str, **arguments: Any) -> Tensor:
+        if arguments or (method, name) not in kept:
+            given = {"resolution": "native", **arguments}
+            found = explain(doubled[name], images.double(), [[0, 1, 2]] * 5, method=method, **given)
+            return found if arguments else kept.setdefault((method, name), found)
+        return kept[method, name]
+
+    return maps_of
 
 
 @pytest.mark.parametrize(("method", "name"), CASES)
@@ -74,18 +91,7 @@ def test_maps_are_raw_float32_of_the_images_size_and_finite(
         with pytest.raises(UnsupportedModelError):
             explain(models[name], images, method=method)
         return
-    maps = explain(models[name], images, method=method)
-    assert maps.shape == (5, 32, 32)
-    assert maps.dtype == torch.float32
-    assert not maps.requires_grad
-    assert torch.isfinite(maps).all()
-    telling = maps.flatten(1).amax(1) > maps.flatten(1).amin(1)
-    if method in POSITIVE_PARTS:
-        assert (telling | (maps == 0).flatten(1).all(1)).all()
-        assert telling.any()
-    else:
-        assert telling.all(), "a constant map says nothing"
-    assert hp.methods()[method].signed or not (maps < 0).any()
+    check_contract(method, explain(models[name], images, method=method), (5, 32, 32))
 
 
 @pytest.mark.parametrize("method", [name for name, entry in hp.methods().items() if "attention" in entry.needs])
@@ -104,7 +110,7 @@ def test_a_signed_method_speaks_against_a_class_somewhere(
     assert any((explain(models[name], images, method=method) < 0).any() for name in MODELS if serves(method, name))
 
 
-@pytest.mark.parametrize(("method", "name"), [case for case in CASES if serves(*case)])
+@pytest.mark.parametrize(("method", "name"), SERVED)
 def test_a_map_does_not_depend_on_its_batch(
     method: str, name: str, models: dict[str, hp.Classifier], images: Tensor
 ) -> None:
@@ -148,7 +154,7 @@ def test_a_map_does_not_depend_on_how_many_threads_work(
         torch.testing.assert_close(maps, together[rows], atol=1e-4 * float(together.abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize(("method", "name"), [case for case in CASES if serves(*case)])
+@pytest.mark.parametrize(("method", "name"), SERVED)
 def test_several_targets_are_each_as_alone(
     method: str, name: str, models: dict[str, hp.Classifier], images: Tensor
 ) -> None:
@@ -160,26 +166,174 @@ def test_several_targets_are_each_as_alone(
         torch.testing.assert_close(both[:, t], alone, atol=1e-4 * float(alone.abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize(("method", "name"), [case for case in CASES if serves(*case)])
+@pytest.mark.parametrize(("method", "name"), SERVED)
+def test_another_target_makes_another_map_unless_the_method_is_class_agnostic(
+    method: str, name: str, exact: Exact
+) -> None:
+    maps = exact(method, name)
+    check_change(method, maps, maps.roll(1, 1))
+
+
+@pytest.mark.parametrize(("method", "name"), SERVED)
+def test_a_contrast_makes_another_map_and_where_a_method_is_linear_the_difference_of_two(
+    method: str, name: str, exact: Exact
+) -> None:
+    maps = exact(method, name)
+    contrast = exact(method, name, against=torch.tensor([[1, 2, 0]] * 5))
+    check_change(method, maps, contrast)
+    assert is_linear(contrast, maps, maps.roll(-1, 1)) == hp.methods()[method].linear
+
+
+@pytest.mark.parametrize(("method", "name"), SERVED)
+def test_native_maps_upsampled_as_declared_are_the_maps(method: str, name: str, exact: Exact) -> None:
+    native, maps = exact(method, name), exact(method, name, resolution="input")
+    described, grid = hp.methods()[method].sections["Returns"], tuple(native.shape[-2:])
+    if described.startswith("Maps `[B, T, H, W]`"):
+        assert grid == (32, 32)
+    elif "grid of the base method" not in described:
+        assert max(grid) < 32
+        assert "token grid" not in described or grid == (4, 4)
+    torch.testing.assert_close(maps, upsampled(method, native, (32, 32)), rtol=0, atol=1e-6 * float(maps.abs().max()))
+
+
+class OneLabel(nn.Module):
+    """A model that has only one of the labels of another."""
+
+    def __init__(self, inner: nn.Module, label: int) -> None:
+        super().__init__()
+        self.inner, self.label = inner, label
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[:, self.label : self.label + 1]
+
+
+@pytest.mark.parametrize(("method", "name"), SERVED)
+def test_labels_of_a_multi_label_model_are_explained_as_if_each_were_the_only_one(
+    method: str, name: str, models: dict[str, hp.Classifier], images: Tensor
+) -> None:
+    """Several in one call. What compares classes says that one is not enough."""
+    options: dict[str, Any] = {"task": "multilabel", "image_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
+    module, images = models[name].module, images[:2]
+    maps = explain(hp.Classifier(module, **options), images, [[0, 2]] * 2, method=method)
+    for t, label in enumerate((0, 2)):
+        only = hp.Classifier(OneLabel(module, label).eval(), **options)
+        try:
+            expected = explain(only, images, [0] * 2, method=method)
+        except UnsupportedModelError as refusal:
+            assert "compares classes" in str(refusal)  # noqa: PT017
+            continue
+        torch.testing.assert_close(maps[:, t], expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+class WithoutConstants(TinyCNN):
+    """Nothing but the image adds to the score, and no part of it speaks against class 0 in the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for constant in (*(layer.bias for layer in self.children()), self.bn1.running_mean, self.bn2.running_mean):
+            nn.init.zeros_(constant)
+        with torch.no_grad():
+            self.head.weight[0].abs_()
+
+
+def known_sums(model: hp.Classifier, images: Tensor) -> Mapping[str, Tensor]:
+    """What a map for class 0 may be declared to sum to, `[B]` each; the baseline is 0."""
+
+    def f(x: Tensor) -> Tensor:
+        return model(x)[:, 0].detach()
+
+    blurred = blur(images, min(images.shape[2:]) / 4)
+    changes = {
+        "f(x) − f(baseline)": f(images) - f(torch.zeros_like(images)),
+        "f(x) − f(blurred x)": f(images) - f(blurred),
+    }
+    if not isinstance(model.module, WithoutConstants):
+        return changes
+    return {**changes, "f(x)": f(images), "1": torch.ones_like(f(images))}
+
+
+@pytest.mark.parametrize("method", list(hp.methods()))
+def test_maps_sum_to_what_is_declared_and_are_declared_where_they_do(
+    method: str, models: dict[str, hp.Classifier], images: Tensor
+) -> None:
+    """In float64, with tolerances for what ε absorbs, and for integrals that are sums of 50 steps.
+
+    These are far better on the smooth ViT than where the gradient jumps as a ReLU goes on or off.
+    """
+    entry = hp.methods()[method]
+    options: dict[str, Any] = {"baseline": 0.0} if "baseline" in entry.options else {}
+    tolerance = dict.fromkeys(MODELS, 1e-4)
+    if entry.complete is not None and "steps" in entry.options:
+        options["steps"], tolerance = 50, {"vit": 5e-4, "cnn": 1e-2}
+    without = hp.Classifier(WithoutConstants().eval(), mean=[0.5] * 3, std=[0.25] * 3)
+    found: dict[str, list[bool]] = {}
+    for name, single in (*models.items(), ("cnn", without)):
+        if serves(method, name):
+            model, exact = in_float64(single), images[:3].double()
+            maps = explain(model, exact, [0] * 3, method=method, **options).double()
+            size = maps.abs().sum((1, 2))
+            for words, total in known_sums(model, exact).items():
+                near = (maps.sum((1, 2)) - total).abs() <= tolerance[name] * size
+                found.setdefault(words, []).append(bool(near.all()))
+    true = {words for words, near in found.items() if all(near)}
+    assert true <= {*get_args(Sum)}
+    assert entry.complete in (true or {None})
+
+
+def twins(maps: Mapping[str, Mapping[str, Tensor]]) -> list[tuple[str, str]]:
+    """Pairs of methods whose maps (model -> method -> `[N, H, W]`) are the same on every model that both serve.
+
+    The same: no pixel differs by more than a thousandth of the map's largest value, after each map was divided by that, so
+    that a method which only rescales another counts as the same.
+    """
+    units = {
+        model: {method: found / found.abs().amax((1, 2), keepdim=True).clamp(min=1e-30) for method, found in by.items()}
+        for model, by in maps.items()
+    }
+    methods = sorted({method for by in maps.values() for method in by})
+
+    def same(first: str, second: str) -> bool:
+        shared = [by for by in units.values() if first in by and second in by]
+        return bool(shared) and all(float((by[first] - by[second]).abs().max()) <= 1e-3 for by in shared)
+
+    return [pair for pair in itertools.combinations(methods, 2) if same(*pair)]
+
+
+def test_no_two_methods_give_the_same_maps_on_all_models(exact: Exact) -> None:
+    """A method that only renames another must be an alias, which the registry does not list."""
+
+    def maps_of(method: str, name: str) -> Tensor:
+        native = exact(method, name, **OWN_SETTING.get(method, {}))
+        return upsampled(method, native, (32, 32)).flatten(0, 1)
+
+    maps = {name: {method: maps_of(method, name) for method in hp.methods() if serves(method, name)} for name in MODELS}
+    assert not twins(maps)
+
+
+def test_methods_that_rename_or_rescale_another_are_found() -> None:
+    one, other = torch.randn(2, 3, 4, 4)
+    vit = {
+        "one": one,
+        "renamed": one.clone(),
+        "rescaled": 7 * one,
+        "turned": -one,
+        "other": other,
+        "on one model": other,
+    }
+    cnn = {"one": other, "renamed": other, "rescaled": other / 3, "turned": other, "other": one}
+    expected = [("on one model", "other"), ("one", "renamed"), ("one", "rescaled"), ("renamed", "rescaled")]
+    assert twins({"vit": vit, "cnn": cnn}) == expected
+
+
+@pytest.mark.parametrize(("method", "name"), SERVED)
 def test_nothing_leaks(method: str, name: str, models: dict[str, hp.Classifier], images: Tensor) -> None:
     model = copy.deepcopy(models[name])
-    frozen = next(model.module.parameters()).requires_grad_(False)
-    before = {key: value.clone() for key, value in model.module.state_dict().items()}
-    original, state = images.clone(), torch.get_rng_state()
-    with torch.inference_mode():
-        explain(model, images, method=method)
-    with torch.no_grad():
-        explain(model, images, method=method)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(images, original)
-    assert not images.requires_grad
-    assert not frozen.requires_grad
-    assert all(p.requires_grad for p in list(model.module.parameters())[1:])
-    assert all(p.grad is None for p in model.module.parameters())
-    assert not model.module.training
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.module.modules())
-    for key, value in model.module.state_dict().items():
-        assert torch.equal(value, before[key])
+    next(model.module.parameters()).requires_grad_(False)
+    with nothing_leaks(model.module, images):
+        with torch.inference_mode():
+            explain(model, images, method=method)
+        with torch.no_grad():
+            explain(model, images, method=method)
 
 
 @pytest.mark.parametrize("method", list(hp.methods()))
