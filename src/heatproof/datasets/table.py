@@ -61,6 +61,10 @@ class Dataset:
         """The same data set under other splits, one value a row of `samples` (as from `split_by_patient`)."""
         return replace(self, samples=self.samples.assign(split=splits))
 
+    def noting(self, *notes: str) -> "Dataset":
+        """The same data set with more to be said of it."""
+        return replace(self, notes=(*self.notes, *notes))
+
     def targets(self) -> NDArray[np.float32]:
         """What is true of each image, float32 `[N, K]`: 1 the class applies, 0 it does not, NaN unknown.
 
@@ -195,24 +199,51 @@ def load_table(
     """
     table = read_table(samples)
     folder = (Path(root) if root is not None else Path(samples).parent).absolute()
-    found = _our_columns(table, columns or {}, by_columns=label_columns is not None)
-    frame = _images(table, found, folder)
     form = LabelForm(classes, label_columns, label_separator, no_finding, uncertain, blank)
+    annotated = []
+    if regions is not None:
+        annotated.append(read_region_table(regions, folder if root is not None else Path(regions).parent))
+    return make_dataset(name or Path(samples).stem, table, annotated, folder, form, columns or {}, region_columns or ())
+
+
+def make_dataset(
+    name: str,
+    table: pd.DataFrame,
+    annotated: Sequence[pd.DataFrame],
+    folder: Path,
+    form: LabelForm,
+    columns: Mapping[str, str] | None = None,
+    region_columns: Sequence[Mapping[str, str | None]] = (),
+) -> Dataset:
+    """A data set of a sample table as read and of region tables (`REGION_COLUMNS`, masks with absolute paths).
+
+    Args:
+        name: of the data set.
+        table: a row an image; `form` says how its labels are read.
+        annotated: tables of regions.
+        folder: what relative paths of images and of masks in columns start from.
+        form: see `load_table`, as are `columns` and `region_columns`.
+        columns: our column name -> the table's.
+        region_columns: regions held in columns of the table.
+
+    Raises:
+        InputError: see `load_table`.
+    """
+    found = _our_columns(table, columns or {}, by_columns=form.label_columns is not None)
+    frame = _images(table, found, folder)
     labels = read_labels(table, found, frame["sample_id"], form)
     _refuse_repeated(frame, labels)
     notes = _fill_patients(frame)
-    parts = read_region_columns(table, frame["sample_id"], region_columns or (), folder)
-    if regions is not None:
-        parts.append(read_region_table(regions, folder if root is not None else Path(regions).parent))
-    annotated = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(REGION_COLUMNS))
-    used = {*found.values(), *labels.columns, *(entry["column"] for entry in region_columns or ())}
+    parts = [*read_region_columns(table, frame["sample_id"], region_columns, folder), *annotated]
+    regions = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(REGION_COLUMNS))
+    used = {*found.values(), *labels.columns, *(entry["column"] for entry in region_columns)}
     return Dataset(
-        name=name or Path(samples).stem,
+        name=name,
         samples=_joined(frame, labels, table.drop(columns=list(used))),
-        regions=annotated,
+        regions=regions,
         classes=labels.classes,
         root=folder,
-        notes=(*notes, *labels.notes, *check_regions(annotated, frame["sample_id"], labels.classes)),
+        notes=(*notes, *labels.notes, *check_regions(regions, frame["sample_id"], labels.classes)),
         task=labels.task,
     )
 

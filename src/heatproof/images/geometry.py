@@ -108,12 +108,31 @@ class Geometry:
         out[~self.seen] = fill
         return out
 
+    def inverse_mask(self, mask: ArrayLike) -> NDArray[np.bool_]:
+        """A region drawn over the input, `[h, w]`, to the source's `[H, W]`, both bool.
+
+        A source pixel belongs to the region when its centre lies in it; what the crop cut off does not.
+
+        Raises:
+            InputError: the mask is not of the input's size.
+
+        Example:
+            >>> halved = fit_geometry("resize", (2, 4), (1, 2))
+            >>> halved.inverse_mask([[False, True]]).astype(int).tolist()
+            [[0, 0, 1, 1], [0, 0, 1, 1]]
+        """
+        array = np.asarray(mask, dtype=bool)
+        self._check("mask", array, self.size)
+        # clipped, so that what the crop cut off has a number too; `seen` leaves it out
+        at = [np.floor(self._centres(axis)).astype(int).clip(0, self.size[axis] - 1) for axis in (0, 1)]
+        return np.asarray(array[np.ix_(*at)] & self.seen)
+
     @property
     def seen(self) -> NDArray[np.bool_]:
         """The source pixels whose centre lies inside the input, bool `[H, W]`: False is what the crop cut off."""
         inside = []
         for axis in (0, 1):
-            centres = (np.arange(self.source_size[axis]) + 0.5) * self.scale[axis] + self.offset[axis]
+            centres = self._centres(axis)
             inside.append((centres >= 0) & (centres < self.size[axis]))
         return np.logical_and.outer(*inside)
 
@@ -141,6 +160,10 @@ class Geometry:
             inner.append(slice(start, stop))
             outer.append(slice(start - offset, stop - offset))
         return (inner[0], inner[1]), (outer[0], outer[1])
+
+    def _centres(self, axis: int) -> NDArray[np.float64]:
+        """Where the centres of the source's pixels lie in the input, on one axis."""
+        return np.asarray((np.arange(self.source_size[axis]) + 0.5) * self.scale[axis] + self.offset[axis])
 
     def _overlap(self, axis: int) -> NDArray[np.float32]:
         """`[size, source]`: which part of each input pixel each source pixel covers, on one axis."""

@@ -5,16 +5,20 @@ Coordinates are pixels of the stored image, x to the right and y down; the centr
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from heatproof.errors import ImageError
+from heatproof.errors import ImageError, InputError
+from heatproof.images.geometry import Fit, fit_geometry
 from heatproof.images.read import read_mask
 
 KINDS = ("mask", "box", "polygon", "rle")
+# the end of a mask's path that says on which way to the model it was drawn
+_DRAWN_ON_INPUT = re.compile(r"#fit=(resize|crop|letterbox)(?:&short_side=(\d+))?$")
 
 
 def read_region(kind: str, data: str, size: tuple[int, int] | None) -> NDArray[np.bool_]:
@@ -22,21 +26,48 @@ def read_region(kind: str, data: str, size: tuple[int, int] | None) -> NDArray[n
 
     Args:
         kind: `mask`, `box`, `polygon` or `rle`.
-        data: the path of a mask; else text, see `parse_boxes`, `parse_polygons`, `parse_rle`; "" is annotated as empty.
+        data: the path of a mask, see `read_mask_region`; else text, see `parse_boxes`, `parse_polygons`, `parse_rle`,
+            of which "" is annotated as empty.
         size: (H, W) of the stored image.
 
     Raises:
         ImageError: unreadable, malformed, outside the image or of another size.
     """
-    return read_mask(data, size) if kind == "mask" else _DRAW[kind](_PARSE[kind](data), size)
+    return read_mask_region(data, size) if kind == "mask" else _DRAW[kind](_PARSE[kind](data), size)
 
 
 def check_region(kind: str, data: str) -> None:
     """Raise `ImageError` where an annotation is wrong whatever the size of its image."""
     if kind == "mask":
-        read_mask(data)
+        read_mask_region(data, None)
     else:
         _PARSE[kind](data)
+
+
+def read_mask_region(data: str, size: tuple[int, int] | None) -> NDArray[np.bool_]:
+    """A mask, bool `[H, W]`: of the stored image, or one that was drawn on the model's input and is carried back.
+
+    Args:
+        data: the path of the mask. Where it was drawn on the model's input it ends in the way of the image to there, such
+            as `mask.png#fit=resize` or `mask.png#fit=crop&short_side=256` (see `heatproof.images.geometry.fit_geometry`;
+            the input has the size of the mask). What that way cuts off the image is outside the region.
+        size: (H, W) of the stored image; None: the mask as it is.
+
+    Raises:
+        ImageError: unreadable, of another size, or on a way that an image of this size cannot go.
+    """
+    drawn = _DRAWN_ON_INPUT.search(data)
+    if drawn is None:
+        return read_mask(data, size)
+    mask = read_mask(data[: drawn.start()])
+    if size is None:
+        return mask
+    input_size = (mask.shape[0], mask.shape[1])
+    try:
+        way = fit_geometry(cast(Fit, drawn[1]), size, input_size, short_side=int(drawn[2]) if drawn[2] else None)
+    except InputError as error:
+        raise ImageError(f"{data}: cannot be carried back to its image. {error}") from error
+    return way.inverse_mask(mask)
 
 
 def sticks_out(kind: str, data: str, size: tuple[int, int]) -> bool:
