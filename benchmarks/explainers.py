@@ -2,11 +2,11 @@
 
 Time in units of one forward pass of the same model with the same batch, without gradients, and beside it that of captum or
 pytorch-grad-cam for the same method. All weights are random and ask for gradients, as those of a loaded model do (and as
-pytorch-grad-cam needs it, which then computes them), images have 224 pixels. Each round
-times every row of a group once, the forward pass first; a row's figure is the median over rounds of its time over that of
-the forward pass in the same round, with the least and the largest. Methods are called as a user calls them: ours through
-`explain` with `batch_size` as large as the batch, peers through their own classes, all for one target an image. Peers that
-resize their maps do so here, too; so do ours.
+pytorch-grad-cam needs it, which then computes them), images have 224 pixels. Each round times every row of a group once,
+after each has run once that does not count, the forward pass first; a row's figure is the median over rounds of its time
+over that of the forward pass in the same round, with the least and the largest. Methods are called as a user calls them:
+ours through `explain` with `batch_size` as large as the batch, peers through their own classes, all for one target an image.
+Peers that resize their maps do so here, too; so do ours.
 
 Two further rows say what could not be undercut: *forward and backward* to the image, and *to the CAM layer*, one forward
 pass and the way back to the layer that the CAM family reads. Aims are multiples of what was measured in these rows: 1.1 of
@@ -38,6 +38,7 @@ from heatproof.errors import UnsupportedModelError
 MARKS = ("<!-- explainers: begin -->\n", "<!-- explainers: end -->\n")
 TARGET, STEPS, DRAWS = 1, 10, 4
 VIT, CNN = "ViT-B/16", "DenseNet-121"
+BATCH = {CNN: 4, VIT: 2}
 FORWARD, BOTH_WAYS, TO_LAYER = "forward", "forward and backward", "to the CAM layer"
 
 Work = Callable[["Bench"], object]
@@ -262,7 +263,7 @@ def with_layer(row: Row, bench: Bench) -> Row:
 # Measuring.
 
 
-def measured(bench: Bench, chosen: list[Row], rounds: int, *, warm: bool) -> Iterator[list[str]]:
+def measured(bench: Bench, chosen: list[Row], rounds: int) -> Iterator[list[str]]:
     """The rows of the table for this model; those that it cannot serve say so."""
     works: dict[tuple[str, str], Callable[[], object]] = {
         (FORWARD, ""): partial(forward, bench),
@@ -284,8 +285,6 @@ def measured(bench: Bench, chosen: list[Row], rounds: int, *, warm: bool) -> Ite
                 works[row.method, name] = partial(work, bench)
             else:
                 refused[f"{row.method} {name}"] = problem
-    if warm:
-        interleaved("cpu", works, 1)
     taken = interleaved("cpu", works, rounds)
     unit = taken[FORWARD, ""]
     in_units = {key: [mine / one for mine, one in zip(of, unit, strict=True)] for key, of in taken.items()}
@@ -329,12 +328,12 @@ def table(quick: bool, rounds: int) -> Iterator[str]:
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for name in (CNN, VIT):
-        bench = build(name, quick, 2 if quick else 4)
-        for cells in measured(bench, [with_layer(row, bench) for row in rows()], rounds, warm=not quick):
+        bench = build(name, quick, 2 if quick else BATCH[name])
+        for cells in measured(bench, [with_layer(row, bench) for row in rows()], rounds):
             yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
     bench = build(CNN, quick, 1)
     alone = [with_layer(row, bench) for row in ALONE if row.method in hp.methods()]
-    for cells in list(measured(bench, alone, 1, warm=False))[3:]:
+    for cells in list(measured(bench, alone, 1))[3:]:
         yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
