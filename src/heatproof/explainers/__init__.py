@@ -14,6 +14,7 @@ from heatproof.explainers import (
     paths,
     perturbation,
     relevance,
+    transformer_relevance,
     vit_cx,
 )
 from heatproof.explainers.registry import EXPLAINERS, Explainer, explainer
@@ -36,6 +37,7 @@ __all__ = [
     "paths",
     "perturbation",
     "relevance",
+    "transformer_relevance",
     "vit_cx",
 ]
 

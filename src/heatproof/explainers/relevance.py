@@ -5,17 +5,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from heatproof.checks import check_choice
 from heatproof.errors import InputError
 from heatproof.explainers.composites import composite_of, default_epsilon, rule_of, takes_bias
+from heatproof.explainers.pixels import to_pixels
 from heatproof.explainers.registry import explainer
 from heatproof.models import Classifier, Targets
-from heatproof.relevance import ForwardPass, Preset, presets, run
+from heatproof.relevance import Preset, presets
 from heatproof.relevance.mode import Start
-from heatproof.relevance.tokens import self_attention
 
 Bias = Literal["absorb", "ignore"]
 First = Literal["z_box", "w_square", "flat", "none"]
@@ -53,7 +52,7 @@ def lrp_z(model: Classifier, images: Tensor, targets: Targets, *, strict: bool, 
         the formula, one contribution at a time, to 1e-9: tests/relevance/test_linear_rules.py.
         a float64 `replica` on the models of four libraries, to 1e-6: tests/peers/test_model_matrix.py.
     """
-    return _to_pixels(model, images, targets, presets.lrp_z(start), strict)
+    return to_pixels(model, images, targets, presets.lrp_z(start), strict)
 
 
 @explainer("lrp_epsilon", family="relevance", signed=True, paper="bach2015pixelwise", linear=True, complete="f(x)")
@@ -100,6 +99,7 @@ def lrp_epsilon(
         a float64 `replica` on the models of four libraries, to 1e-6: tests/peers/test_model_matrix.py.
 
     Example:
+        >>> import torch
         >>> import heatproof as hp
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 1, bias=False)).eval()
         >>> _ = torch.nn.init.ones_(net[1].weight)
@@ -109,7 +109,7 @@ def lrp_epsilon(
     """
     if epsilon is None:
         epsilon = default_epsilon(relative=relative)
-    return _to_pixels(model, images, targets, presets.lrp_epsilon(epsilon, relative, start), strict)
+    return to_pixels(model, images, targets, presets.lrp_epsilon(epsilon, relative, start), strict)
 
 
 @explainer("lrp_gamma", family="relevance", signed=True, paper="montavon2019overview", linear=True, complete="f(x)")
@@ -148,7 +148,7 @@ def lrp_gamma(
         the formula, one contribution at a time, to 1e-9: tests/relevance/test_linear_rules.py.
         a float64 `replica` on the models of four libraries, to 1e-6: tests/peers/test_model_matrix.py.
     """
-    return _to_pixels(model, images, targets, presets.lrp_gamma(gamma, start), strict)
+    return to_pixels(model, images, targets, presets.lrp_gamma(gamma, start), strict)
 
 
 @explainer("lrp_alpha_beta", family="relevance", signed=True, paper="bach2015pixelwise")
@@ -198,7 +198,7 @@ def lrp_alpha_beta(
         the formula, one contribution at a time, to 1e-9: tests/relevance/test_linear_rules.py.
         a float64 `replica` on the models of four libraries, to 1e-6: tests/peers/test_model_matrix.py.
     """
-    return _to_pixels(model, images, targets, presets.lrp_alpha_beta(alpha, beta, start, bias=takes_bias(bias)), strict)
+    return to_pixels(model, images, targets, presets.lrp_alpha_beta(alpha, beta, start, bias=takes_bias(bias)), strict)
 
 
 @explainer("lrp_zplus", family="relevance", signed=True, paper="montavon2017explaining", complete="1")
@@ -245,7 +245,7 @@ def lrp_zplus(
         the formula, one contribution at a time, to 1e-9: tests/relevance/test_linear_rules.py.
         a float64 `replica` on the models of four libraries, to 1e-6: tests/peers/test_model_matrix.py.
     """
-    return _to_pixels(model, images, targets, presets.lrp_zplus(start, bias=takes_bias(bias)), strict)
+    return to_pixels(model, images, targets, presets.lrp_zplus(start, bias=takes_bias(bias)), strict)
 
 
 @explainer("excitation_backprop", family="relevance", signed=True, paper="zhang2018topdown", complete="1")
@@ -283,7 +283,7 @@ def excitation_backprop(
         the formula, one contribution at a time, to 1e-9: tests/relevance/test_linear_rules.py.
         a float64 `replica` on the models of four libraries, to 1e-6: tests/peers/test_model_matrix.py.
     """
-    return _to_pixels(model, images, targets, presets.excitation_backprop(start), strict)
+    return to_pixels(model, images, targets, presets.excitation_backprop(start), strict)
 
 
 @explainer("deep_taylor", family="relevance", signed=True, paper="montavon2017explaining", complete="1")
@@ -331,7 +331,7 @@ def deep_taylor(
         the formula, one contribution at a time, to 1e-9: tests/relevance/test_linear_rules.py.
         a float64 `replica` on the models of four libraries, to 1e-6: tests/peers/test_model_matrix.py.
     """
-    return _to_pixels(model, images, targets, presets.deep_taylor(*_box(model, images, low, high), start), strict)
+    return to_pixels(model, images, targets, presets.deep_taylor(*_box(model, images, low, high), start), strict)
 
 
 @explainer("lrp_composite", family="relevance", signed=True, paper="montavon2019overview", linear=True, complete="f(x)")
@@ -387,142 +387,7 @@ def lrp_composite(
         raise InputError(f"low and high are the limits of first='z_box', got first={first!r}: leave them out.")
     box: dict[str, Any] = {"low": low, "high": high} if first == "z_box" else {}
     at_image = None if first == "none" else rule_of("first", {"rule": first, **box}, partial(_box, model, images))
-    return _to_pixels(model, images, targets, presets.lrp_composite(at_image, gamma, epsilon, start), strict)
-
-
-@explainer("attn_lrp", family="relevance", signed=True, paper="achtibat2024attnlrp", linear=True, complete="f(x)")
-def attn_lrp(
-    model: Classifier,
-    images: Tensor,
-    targets: Targets,
-    *,
-    strict: bool,
-    gamma_conv: float = 0.25,
-    gamma_linear: float = 0.05,
-    start: Start = "logit",
-) -> Tensor:
-    """AttnLRP: LRP for transformers, with softmax by its Taylor expansion and halved products of activations.
-
-    Queries and keys get their part, so it tells why attention went where it went. The softmax does not conserve relevance:
-    the sum of a map is not the score.
-
-    Formula:
-        softmax s = softmax(x):  R_i = x_i (R_s,i − s_i Σ_j R_s,j)
-        product of activations:  half of R to each factor
-        layer norm:  its deviation is a constant
-        else that of lrp_gamma, γ of convolutions and of dense layers apart
-
-    Cost:
-        1 forward pass, T ways back.
-
-    Models:
-        CNN, ConvNeXt, ViT, Swin.
-
-    Args:
-        model: any model; made for transformers.
-        images: `[B, C, H, W]`.
-        targets: `[B, T]`.
-        strict: an operation without a rule is an error.
-        gamma_conv: γ in convolutions; 0 is the plain rule.
-        gamma_linear: γ in dense layers; 0 is the plain rule.
-        start: relevance at the target, its `logit` or `one`.
-
-    Returns:
-        Maps `[B, T, H, W]`, summed over channels.
-
-    Checked:
-        the authors' package `lxt` on transformers' ViT, to 1e-5: tests/peers/test_lxt.py. With the plain rule in the
-            place of an ε of 1e-6, which LXT has not.
-        a float64 `replica` on the models of four libraries, to 1e-6: tests/peers/test_model_matrix.py.
-    """
-    return _to_pixels(model, images, targets, presets.attn_lrp(gamma_conv, gamma_linear, start), strict)
-
-
-@explainer("cp_lrp", family="relevance", signed=True, paper="ali2022xai", linear=True, complete="f(x)")
-def cp_lrp(
-    model: Classifier,
-    images: Tensor,
-    targets: Targets,
-    *,
-    strict: bool,
-    gamma_conv: float = 0.25,
-    gamma_linear: float = 0.05,
-    start: Start = "logit",
-) -> Tensor:
-    """CP-LRP: LRP for transformers in which attention is a constant, so that the values take all relevance.
-
-    It conserves relevance, which `attn_lrp` does not. It tells what was brought together, and nothing of why attention went
-    there.
-
-    Formula:
-        softmax:  a constant, which gets nothing; the values take all of the product
-        else that of attn_lrp
-
-    Cost:
-        1 forward pass, T ways back.
-
-    Models:
-        CNN, ConvNeXt, ViT, Swin.
-
-    Args:
-        model: any model; made for transformers.
-        images: `[B, C, H, W]`.
-        targets: `[B, T]`.
-        strict: an operation without a rule is an error.
-        gamma_conv: γ in convolutions; 0 is the plain rule.
-        gamma_linear: γ in dense layers; 0 is the plain rule.
-        start: relevance at the target, its `logit` or `one`.
-
-    Returns:
-        Maps `[B, T, H, W]`, summed over channels.
-
-    Checked:
-        the authors' package `lxt` on torchvision's ViT, to 1e-5: tests/peers/test_lxt.py. With the plain rule in attention's
-            own projections, to which LXT gives no γ, and in the place of an ε of 1e-6, which LXT has not.
-        a float64 `replica` on the models of four libraries, to 1e-6: tests/peers/test_model_matrix.py.
-    """
-    return _to_pixels(model, images, targets, presets.cp_lrp(gamma_conv, gamma_linear, start), strict)
-
-
-@explainer("chefer", family="relevance", signed=True, needs={"attention"}, paper="chefer2021transformer")
-def chefer(model: Classifier, images: Tensor, targets: Targets, *, strict: bool, start: Start = "one") -> Tensor:
-    """Chefer, Gur and Wolf's relevance carried on to the pixels, without the attention maps of `transformer_lrp`.
-
-    It is finer than the token grid, but loses what `transformer_lrp` gets from gradients: like every z⁺ it hardly tells
-    classes apart.
-
-    Formula:
-        that of excitation_backprop, but products of activations halved, GELU, norms and softmax passing R unchanged, sums
-        z = a + b giving R_a = |Σa c| / (|Σa c| + |Σb c|) · ΣR in all, and in the patch convolution deep_taylor's first layer
-        between each image's own least and largest value
-
-    Cost:
-        1 forward pass, T ways back.
-
-    Models:
-        ViT, Swin.
-
-    Args:
-        model: a vision transformer.
-        images: `[B, C, H, W]`.
-        targets: `[B, T]`.
-        strict: an operation without a rule is an error.
-        start: relevance at the target, `one` or its `logit`.
-
-    Returns:
-        Maps `[B, T, H, W]`, summed over channels; NaN where a start of 1 belongs to a logit of exactly 0.
-
-    Checked:
-        the authors' maps of a stored model, to 1e-4: tests/explainers/test_relevance.py.
-        the authors' maps on timm's model, to 1e-4: tests/peers/test_timm.py.
-
-    Raises:
-        UnsupportedModelError: the model has no self-attention: z⁺ of a CNN is `lrp_zplus`.
-    """
-    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-    passed = _run(model, images, presets.chefer(low, high, start), strict)
-    self_attention(passed)
-    return _summed(passed, targets)
+    return to_pixels(model, images, targets, presets.lrp_composite(at_image, gamma, epsilon, start), strict)
 
 
 @explainer("lrp", family="relevance", signed=True, paper="montavon2019overview", linear=True, complete="f(x)")
@@ -578,6 +443,7 @@ def lrp(
         UnsupportedOperationError: a rule of first layers stands at a layer that does not see the image.
 
     Example:
+        >>> import torch
         >>> import heatproof as hp
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 2))
         >>> rules = {"conv": {"rule": "gamma", "gamma": 0.1}, "first": "flat", "last": "z"}
@@ -592,7 +458,7 @@ def lrp(
         )
     elif rules is not None:
         raise InputError("lrp takes rules or a preset, got both: leave one out.")
-    return _to_pixels(model, images, targets, preset if start is None else replace(preset, start=start), strict)
+    return to_pixels(model, images, targets, preset if start is None else replace(preset, start=start), strict)
 
 
 def _box(model: Classifier, images: Tensor, low: Limit, high: Limit) -> tuple[Tensor, Tensor]:
@@ -621,18 +487,3 @@ def _limit(name: str, value: Limit, model: Classifier, images: Tensor) -> Tensor
 
 def _listed(limit: Tensor) -> list[float]:
     return [round(value, 4) for value in limit.flatten().tolist()]
-
-
-def _to_pixels(model: Classifier, images: Tensor, targets: Targets, preset: Preset, strict: bool) -> Tensor:
-    return _summed(_run(model, images, preset, strict), targets)
-
-
-def _run(model: Classifier, images: Tensor, preset: Preset, strict: bool) -> ForwardPass:
-    check_choice("start", preset.start, get_args(Start))
-    return run(model, images, preset, strict=strict)
-
-
-def _summed(passed: ForwardPass, targets: Targets) -> Tensor:
-    """The relevance of each pixel, summed over channels, for each target `[B, T, H, W]`."""
-    scores = targets.in_turn(passed.logits)
-    return torch.stack([passed.relevance(score, last=last).sum(1) for score, last in scores], 1)
