@@ -33,7 +33,7 @@ FEW_NAMES = 3  # more are counted where all share a verdict
 PARTS = {
     "better": "better than every control",
     "worse": "worse than a control",
-    "open": "no clear difference from the controls",
+    "open": "not shown to be better than every control",
     "none": "no defined score",
 }
 
